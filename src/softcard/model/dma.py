@@ -1,0 +1,71 @@
+"""DMA as a card's author uses it: by bus address, checked, zero-copy where the bus can."""
+
+from __future__ import annotations
+
+from softcard.errors import DmaError
+from softcard.model.link import AtomicOp, Upstream
+
+
+class Dma:
+    """The memory behind the bus, by bus address, as the driver gave it to the card.
+
+    Every method raises `DmaError` when the driver has not enabled bus mastering, or where the bus
+    knows that the driver has not mapped the memory.
+    """
+
+    def __init__(self) -> None:
+        self._upstream: Upstream | None = None
+        self._enabled = False
+
+    def attach(self, upstream: Upstream | None) -> None:
+        """Use this bus from now on."""
+        self._upstream = upstream
+
+    def enable(self, enabled: bool) -> None:
+        """Follow the bus master enable bit."""
+        self._enabled = enabled
+
+    @property
+    def shared(self) -> bool:
+        """Whether `map` can work on this bus."""
+        return self._upstream is not None and self._upstream.features.shared_memory
+
+    def _bus(self, address: int, length: int) -> Upstream:
+        if self._upstream is not None and self._enabled:
+            return self._upstream
+        why = "the driver has not set bus master enable" if self._upstream else "not plugged in"
+        raise DmaError(address, length, why)
+
+    def read(self, address: int, length: int) -> bytes:
+        """`length` bytes from bus address `address`."""
+        return self._bus(address, length).dma_read(address, length)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Store `data` at bus address `address`."""
+        self._bus(address, len(data)).dma_write(address, data)
+
+    def map(self, address: int, length: int) -> memoryview:
+        """The memory itself, without a copy, writable.
+
+        It may be used until `Function.on_memory_removed` names it or the card is unplugged.
+        """
+        return self._bus(address, length).dma_map(address, length)
+
+    def fetch_add(self, address: int, size: int, addend: int) -> int:
+        """Add to 4 or 8 bytes atomically; returns the former value."""
+        return self._atomic(address, size, AtomicOp.FETCH_ADD, addend, 0)
+
+    def swap(self, address: int, size: int, value: int) -> int:
+        """Store 4 or 8 bytes atomically; returns the former value."""
+        return self._atomic(address, size, AtomicOp.SWAP, value, 0)
+
+    def compare_and_swap(self, address: int, size: int, compare: int, value: int) -> int:
+        """Store `value` in 4 or 8 bytes if they hold `compare`; returns the former value."""
+        return self._atomic(address, size, AtomicOp.COMPARE_AND_SWAP, value, compare)
+
+    def _atomic(
+        self, address: int, size: int, operation: AtomicOp, operand: int, compare: int
+    ) -> int:
+        if size not in (4, 8) or address % size:
+            raise DmaError(address, size, "an atomic needs 4 or 8 bytes, naturally aligned")
+        return self._bus(address, size).dma_atomic(address, size, operation, operand, compare)

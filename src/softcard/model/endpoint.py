@@ -1,0 +1,241 @@
+"""The downstream half of the link, as a function implements it."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from softcard.model.bar import Bar
+from softcard.model.link import (
+    PowerState,
+    ResetKind,
+    SharedRange,
+    Upstream,
+    all_ones,
+)
+from softcard.pcie.capabilities import PciExpress, PowerManagement
+from softcard.pcie.register import RegisterFile
+
+if TYPE_CHECKING:
+    from softcard.model.function import Function
+
+log = logging.getLogger("softcard.card")
+
+PAGE = 4096
+BLOCK_ACCESS = 4
+ERRORS_KEPT = 100
+
+
+@dataclass(frozen=True)
+class HandlerError:
+    """An exception that a card's own code raised, and what the driver was doing then."""
+
+    doing: str
+    exception: BaseException
+
+
+class Endpoint:
+    """Dispatches what a bus asks of a function to its registers and hooks.
+
+    An exception in a card's handler is logged with its traceback and kept in `errors`; the read
+    that caused it gives all-ones, as an unsupported request does, and the bus stays alive.
+    """
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.errors: deque[HandlerError] = deque(maxlen=ERRORS_KEPT)
+        self._files: dict[int, RegisterFile] = {n: bar.file for n, bar in function.bars.items()}
+        self._readers: list[Callable[[int, int], int]] = [_no_read] * 6
+        self._writers: list[Callable[[int, int, int], None]] = [_no_write] * 6
+        self._power = PowerState.D0
+        config = function.config
+        config.on_write(config.header.command, self._command_written)
+        for capability in config.capabilities:
+            if isinstance(capability, PowerManagement):
+                config.on_write(capability.pmcsr, partial(self._pmcsr_written, capability))
+            elif isinstance(capability, PciExpress):
+                config.on_write(capability.device_control, self._device_control_written)
+
+    # What the bus asks.
+
+    def connect(self, upstream: Upstream) -> None:
+        """See `Downstream.connect`."""
+        self.function.dma.attach(upstream)
+        self.function.interrupts.attach(upstream)
+
+    def disconnect(self) -> None:
+        """See `Downstream.disconnect`."""
+        self.function.dma.attach(None)
+        self.function.interrupts.attach(None)
+        self.guarded("unplug", self.function.on_unplug)
+
+    def config_read(self, offset: int, size: int) -> int:
+        """See `Downstream.config_read`."""
+        return self.function.config.read(offset, size)
+
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        """See `Downstream.config_write`."""
+        try:
+            self.function.config.write(offset, size, value)
+        except Exception as error:
+            self.report(f"configuration write of {value:#x} at {offset:#x}", error)
+
+    def read(self, bar: int, offset: int, size: int) -> int:
+        """See `Downstream.read`."""
+        try:
+            return self._readers[bar](offset, size) & ((1 << (size << 3)) - 1)
+        except Exception as error:
+            self.report(f"read of {size} bytes at {self._place(bar, offset)}", error)
+            return all_ones(size)
+
+    def write(self, bar: int, offset: int, size: int, value: int) -> None:
+        """See `Downstream.write`."""
+        try:
+            self._writers[bar](offset, size, value)
+        except Exception as error:
+            self.report(f"write of {value:#x} at {self._place(bar, offset)}", error)
+
+    def read_block(self, bar: int, offset: int, length: int) -> bytes:
+        """See `Downstream.read_block`."""
+        memory = self._memory(bar, offset, length)
+        if memory is not None:
+            return bytes(memory)
+        parts = bytearray()
+        for at, size in _accesses(offset, length):
+            parts += self.read(bar, at, size).to_bytes(size, "little")
+        return bytes(parts)
+
+    def write_block(self, bar: int, offset: int, data: bytes | memoryview) -> None:
+        """See `Downstream.write_block`."""
+        memory = self._memory(bar, offset, len(data))
+        if memory is not None:
+            memory[:] = data
+            return
+        for at, size in _accesses(offset, len(data)):
+            start = at - offset
+            self.write(bar, at, size, int.from_bytes(data[start : start + size], "little"))
+
+    def reset(self, kind: ResetKind) -> None:
+        """See `Downstream.reset`."""
+        function = self.function
+        function.config.restore(kind is ResetKind.POWER_ON)
+        for file in self._files.values():
+            file.restore(kind is ResetKind.POWER_ON)
+        self._power = PowerState.D0
+        function.interrupts.reset()
+        self._follow_command()
+        self.guarded(kind.value, function.on_reset, kind)
+
+    def vectors_wired(self, vectors: range) -> None:
+        """See `Downstream.vectors_wired`."""
+
+    def memory_added(self, address: int, size: int) -> None:
+        """See `Downstream.memory_added`."""
+
+    def memory_removed(self, address: int, size: int) -> None:
+        """See `Downstream.memory_removed`."""
+        self.guarded("removal of DMA memory", self.function.on_memory_removed, address, size)
+
+    def shared_ranges(self) -> Sequence[SharedRange]:
+        """See `Downstream.shared_ranges`."""
+        return [
+            SharedRange(number, memory.offset, memory.size, memory.fd, 0)
+            for number, bar in self.function.bars.items()
+            for memory in bar.memories
+            if memory.offset % PAGE == 0 and memory.size % PAGE == 0
+        ]
+
+    # How it is done.
+
+    def guarded(self, doing: str, call: Callable[..., object], *args: object) -> None:
+        """Call the card's code; an exception is reported and goes no further."""
+        try:
+            call(*args)
+        except Exception as error:
+            self.report(doing, error)
+
+    def report(self, doing: str, error: BaseException) -> None:
+        """Log an exception of the card's code with its traceback, and keep it."""
+        self.errors.append(HandlerError(doing, error))
+        log.error(
+            "%s raised %s during a %s",
+            type(self.function).__name__, type(error).__name__, doing, exc_info=error,
+        )  # fmt: skip
+
+    def _place(self, bar: int, offset: int) -> str:
+        name = self._files[bar].name_at(offset) if bar in self._files else "no such BAR"
+        return f"BAR {bar} + {offset:#x}" + (f" ({name})" if name else "")
+
+    def _memory(self, bar: int, offset: int, length: int) -> memoryview | None:
+        """The plain memory that an access lies in as a whole, if the function answers."""
+        if self._readers[bar] is _no_read:
+            return None
+        for memory in self.function.bars[bar].memories:
+            start = offset - memory.offset
+            if 0 <= start and start + length <= memory.size:
+                return memory.view[start : start + length]
+        return None
+
+    def _follow_command(self) -> None:
+        """Answer memory accesses and allow DMA as the command register and power state say."""
+        command = self.function.config.header.command
+        awake = self._power is PowerState.D0
+        self.function.dma.enable(awake and bool(command.bus_master))
+        enabled = awake and bool(command.memory_space)
+        for number in range(6):
+            file = self._files.get(number)
+            answers = enabled and file is not None
+            self._readers[number] = file.read if answers and file else _no_read
+            self._writers[number] = file.write if answers and file else _no_write
+
+    def _command_written(self, _value: int) -> None:
+        self._follow_command()
+        self.function.interrupts.update()
+
+    def _pmcsr_written(self, capability: PowerManagement, _value: int) -> None:
+        before, self._power = self._power, PowerState(capability.pmcsr.power_state)
+        if before is self._power:
+            return
+        if before is PowerState.D3_HOT and not capability.no_soft_reset:
+            self.reset(ResetKind.FLR)
+        self._follow_command()
+        self.guarded("change of power state", self.function.on_power_state, self._power)
+
+    def _device_control_written(self, value: int) -> None:
+        if value & PciExpress.INITIATE_FLR and self.function.supports_flr:
+            self.reset(ResetKind.FLR)
+
+
+def _no_read(_offset: int, size: int) -> int:
+    return all_ones(size)
+
+
+def _no_write(_offset: int, _size: int, _value: int) -> None:
+    """Writes that nobody claims are dropped."""
+
+
+def _accesses(offset: int, length: int) -> list[tuple[int, int]]:
+    """The naturally aligned accesses that a block is made of: `(offset, size)`."""
+    end = offset + length
+    accesses = []
+    while offset < end:
+        size = BLOCK_ACCESS
+        while offset % size or offset + size > end:
+            size //= 2
+        accesses.append((offset, size))
+        offset += size
+    return accesses
+
+
+def bars_of(function: type[Function]) -> dict[int, type[Bar]]:
+    """The BAR classes that a function's class declares, by their number."""
+    found = {}
+    for number in range(6):
+        declared = getattr(function, f"bar{number}", None)
+        if isinstance(declared, type) and issubclass(declared, Bar):
+            found[number] = declared
+    return found

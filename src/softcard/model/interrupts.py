@@ -1,0 +1,129 @@
+"""One call for MSI-X, MSI and INTx: the card names a vector, the driver's choice decides."""
+
+from __future__ import annotations
+
+import threading
+
+from softcard.model.link import Upstream
+from softcard.pcie.capabilities import Msi, MsiX
+from softcard.pcie.config import ConfigSpace
+
+
+class Interrupts:
+    """The interrupt logic of one function (PCI Express Base 6.0, sections 6.1 and 7.7).
+
+    MSI and MSI-X vectors are edges: each `signal` sends one message, or sets the pending bit while
+    the vector is masked or bus mastering is off, and the message goes out when that ends. INTx is
+    a level: the line stays asserted while any signalled vector has not been released.
+    """
+
+    def __init__(self, config: ConfigSpace, msi: Msi | None, msix: MsiX | None) -> None:
+        self._config = config
+        self._msi = msi
+        self._msix = msix
+        self._upstream: Upstream | None = None
+        self._bus_owns_msix = False
+        self._lock = threading.RLock()
+        self._levels: set[int] = set()
+        self._line = False
+        self._msi_pending = 0
+        self.vectors = msix.vectors if msix else msi.vectors if msi else 1
+        for register in (
+            msi and msi.control, msi and msi.mask, msix and msix.control
+        ):  # fmt: skip
+            if register is not None:
+                config.on_write(register, lambda _value: self.update())
+        if msix is not None:
+            msix.on_unmask = lambda _vector: self.update()
+
+    def attach(self, upstream: Upstream | None) -> None:
+        """Deliver to this bus from now on."""
+        with self._lock:
+            self._upstream = upstream
+            self._bus_owns_msix = upstream is not None and upstream.features.bus_owns_msix
+
+    def signal(self, vector: int) -> None:
+        """Interrupt the driver; see `Function.interrupt`."""
+        if not 0 <= vector < self.vectors:
+            raise ValueError(f"vector {vector} does not exist: the card has {self.vectors}")
+        with self._lock:
+            upstream = self._upstream
+            if upstream is None:
+                return
+            msix, msi = self._msix, self._msi
+            if msix is not None and msix.control.enable:
+                if self._bus_owns_msix:
+                    upstream.vector(vector)
+                elif msix.masked(vector) or not self._config.header.command.bus_master:
+                    msix.set_pending(vector, True)
+                else:
+                    upstream.message(*msix.message(vector))
+            elif msi is not None and msi.control.enable:
+                self._signal_msi(msi, upstream, vector % msi.allocated)
+            else:
+                self._levels.add(vector)
+                self._update_line()
+
+    def _signal_msi(self, msi: Msi, upstream: Upstream, vector: int) -> None:
+        if self._bus_owns_msix:
+            upstream.vector(vector)
+        elif self._msi_held(msi, vector):
+            self._set_msi_pending(msi, self._msi_pending | 1 << vector)
+        else:
+            upstream.message(*msi.message(vector))
+
+    def _msi_held(self, msi: Msi, vector: int) -> bool:
+        masked = msi.mask is not None and msi.mask.value >> vector & 1
+        return bool(masked) or not self._config.header.command.bus_master
+
+    def _set_msi_pending(self, msi: Msi, pending: int) -> None:
+        self._msi_pending = pending
+        if msi.pending is not None:
+            msi.pending.value = pending
+
+    def release(self, vector: int) -> None:
+        """The cause of a signalled vector is gone; see `Function.deassert`."""
+        with self._lock:
+            if vector in self._levels:
+                self._levels.discard(vector)
+                self._update_line()
+
+    def update(self) -> None:
+        """The driver changed an enable or a mask: send what that sets free."""
+        with self._lock:
+            upstream = self._upstream
+            if upstream is None:
+                return
+            master = self._config.header.command.bus_master
+            msix, msi = self._msix, self._msi
+            if msix is not None and msix.control.enable:
+                for vector in msix.pending_unmasked() if master else ():
+                    msix.set_pending(vector, False)
+                    upstream.message(*msix.message(vector))
+            elif msi is not None and msi.control.enable and self._msi_pending:
+                for vector in range(msi.allocated):
+                    if self._msi_pending >> vector & 1 and not self._msi_held(msi, vector):
+                        self._set_msi_pending(msi, self._msi_pending & ~(1 << vector))
+                        upstream.message(*msi.message(vector))
+            self._update_line()
+
+    def _update_line(self) -> None:
+        header = self._config.header
+        messages = (self._msix is not None and self._msix.control.enable) or (
+            self._msi is not None and self._msi.control.enable
+        )
+        wanted = bool(self._levels) and not messages and bool(header.interrupt_pin.value)
+        header.status.interrupt_status = wanted
+        line = wanted and not header.command.intx_disable
+        if line != self._line and self._upstream is not None:
+            self._line = line
+            self._upstream.intx(line)
+
+    def reset(self) -> None:
+        """Nothing signalled, nothing pending, the line released."""
+        with self._lock:
+            self._levels.clear()
+            self._msi_pending = 0
+            if self._msix is not None:
+                self._msix.reset_table()
+            self._update_line()

@@ -1,0 +1,115 @@
+"""What all capabilities have in common: a header, registers, and a place in configuration space."""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar, Self
+
+from softcard.pcie.register import RO, Field, Register, RegisterBlock, RegisterFile
+
+STANDARD_START, STANDARD_END = 0x40, 0x100
+EXTENDED_START, EXTENDED_END = 0x100, 0x1000
+
+
+class StandardHeader(Register):
+    """First word of a capability (PCI Local Bus 3.0, section 6.7).
+
+    15            8 7             0
+    +--------------+--------------+
+    | next pointer | capability id|
+    +--------------+--------------+
+    """
+
+    id = Field(7, 0, access=RO)
+    next = Field(15, 8, access=RO)
+
+
+class ExtendedHeader(Register):
+    """First dword of an extended capability (PCI Express Base 6.0, section 7.6.3).
+
+    31              20 19   16 15             0
+    +-----------------+-------+---------------+
+    | next offset     |version| capability id |
+    +-----------------+-------+---------------+
+    """
+
+    id = Field(15, 0, access=RO)
+    version = Field(19, 16, access=RO)
+    next = Field(31, 20, access=RO)
+
+
+class Capability(RegisterBlock):
+    """A capability as a card declares it; `place` makes the one that lives in a function.
+
+    Subclasses declare registers with offsets from the capability's own start, set `id` and
+    `size`, and give values that depend on the declaration in `setup`.
+
+    Args:
+        at: offset in configuration space; the first free one when left out.
+    """
+
+    id: ClassVar[int]
+    alignment: ClassVar[int] = 4
+
+    def __init__(self, *, at: int | None = None) -> None:
+        self.at = at
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in configuration space, its header included."""
+        raise NotImplementedError
+
+    def place(self, file: RegisterFile, offset: int) -> Self:
+        """A copy of this declaration whose registers live at `offset` of `file`."""
+        placed = copy.copy(self)
+        RegisterBlock.__init__(placed, file, offset)
+        placed.setup()
+        for register in file.registers:
+            if offset <= register.at < offset + placed.size:
+                register.reset = register.value
+        return placed
+
+    def setup(self) -> None:
+        """Store what the declaration determines; the values become the reset values."""
+
+    def link_to(self, offset: int) -> None:
+        """Store the offset of the next capability in the header."""
+        raise NotImplementedError
+
+
+class StandardCapability(Capability):
+    """A capability in the first 256 bytes, reached through the pointer at 0x34."""
+
+    header = StandardHeader(0x00, width=16)
+
+    def place(self, file: RegisterFile, offset: int) -> Self:
+        """A copy of this declaration whose registers live at `offset` of `file`."""
+        placed = super().place(file, offset)
+        placed.header.id = self.id
+        placed.link_to(0)
+        return placed
+
+    def link_to(self, offset: int) -> None:
+        """Store the offset of the next capability in the header."""
+        self.header.next = offset
+        self.header.reset = self.header.value
+
+
+class ExtendedCapability(Capability):
+    """A capability from 0x100 on; the first one must be at 0x100."""
+
+    version: ClassVar[int] = 1
+    header = ExtendedHeader(0x00)
+
+    def place(self, file: RegisterFile, offset: int) -> Self:
+        """A copy of this declaration whose registers live at `offset` of `file`."""
+        placed = super().place(file, offset)
+        placed.header.id = self.id
+        placed.header.version = self.version
+        placed.link_to(0)
+        return placed
+
+    def link_to(self, offset: int) -> None:
+        """Store the offset of the next capability in the header."""
+        self.header.next = offset
+        self.header.reset = self.header.value
