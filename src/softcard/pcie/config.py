@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from softcard.errors import DeclarationError
 from softcard.pcie.capability import (
@@ -17,6 +18,7 @@ from softcard.pcie.capability import (
 from softcard.pcie.register import RO, RW, W1C, Field, Register, RegisterBlock, RegisterFile
 
 CONFIG_SIZE = 4096
+PCI_EXPRESS_ID = 0x10
 BAR_COUNT = 6
 MIN_BAR_SIZE = 16
 MAX_BAR_SIZE_32 = 1 << 31
@@ -44,14 +46,18 @@ class Identity:
     interrupt_pin: int = 0
 
     def __post_init__(self) -> None:
+        # A vendor id of all-zeros or all-ones is what software takes for an empty slot.
         limits = {
-            "vendor_id": 0xFFFE, "device_id": 0xFFFF, "revision_id": 0xFF, "class_code": 0xFFFFFF,
-            "subsystem_vendor_id": 0xFFFF, "subsystem_id": 0xFFFF, "interrupt_pin": 4,
+            "vendor_id": (1, 0xFFFE), "device_id": (0, 0xFFFF), "revision_id": (0, 0xFF),
+            "class_code": (0, 0xFFFFFF), "subsystem_vendor_id": (0, 0xFFFF),
+            "subsystem_id": (0, 0xFFFF), "interrupt_pin": (0, 4),
         }  # fmt: skip
-        for name, limit in limits.items():
+        for name, (least, most) in limits.items():
             value = getattr(self, name)
-            if not 0 <= value <= limit:
-                raise DeclarationError(f"{name} {value:#x} is out of range: 0 to {limit:#x}")
+            if not least <= value <= most:
+                raise DeclarationError(
+                    f"{name} {value:#x} is out of range: {least:#x} to {most:#x}"
+                )
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class Command(Register):
 class Status(Register):
     """Status register (section 7.5.1.1.4)."""
 
+    immediate_readiness = Field(0, access=RO)
     interrupt_status = Field(3, access=RO)
     capabilities_list = Field(4, access=RO)
     master_data_parity_error = Field(8, access=W1C)
@@ -204,10 +211,9 @@ class ConfigSpace:
         writable = ~(layout.size - 1)
         low = registers[number]
         low.value = low.reset = (0b100 if wide else 0) | (0b1000 if layout.prefetchable else 0)
-        low.masks[RW], low.masks[RO] = writable & 0xFFFFFFF0, 0
+        low.set_access(writable & 0xFFFFFFF0, RW)
         if wide:
-            high = registers[number + 1]
-            high.masks[RW], high.masks[RO] = (writable >> 32) & 0xFFFFFFFF, 0
+            registers[number + 1].set_access((writable >> 32) & 0xFFFFFFFF, RW)
 
     def bar_address(self, number: int) -> int:
         """The bus address that the driver's side gave to a BAR; 0 when it has given none."""
@@ -219,6 +225,11 @@ class ConfigSpace:
 
     def _place(self, declared: list[Capability]) -> list[Capability]:
         """Place capabilities with a fixed offset first, then the others in the gaps."""
+        for index, capability in enumerate(declared):
+            if capability.single and type(capability) in map(type, declared[:index]):
+                raise DeclarationError(
+                    f"two {type(capability).__name__} capabilities: a function has at most one"
+                )
         offsets: dict[int, int] = {}
         taken: list[tuple[int, int, Capability]] = []
         for index in sorted(range(len(declared)), key=lambda i: declared[i].at is None):
@@ -227,17 +238,20 @@ class ConfigSpace:
             offsets[index] = offset
             taken.append((offset, offset + capability.size, capability))
         placed = [c.place(self.file, offsets[i]) for i, c in enumerate(declared)]
-        self._chain([c for c in placed if not isinstance(c, ExtendedCapability)])
-        self._chain_extended([c for c in placed if isinstance(c, ExtendedCapability)])
+        standard = [c for c in placed if not isinstance(c, ExtendedCapability)]
+        extended = [c for c in placed if isinstance(c, ExtendedCapability)]
+        if extended and all(c.id != PCI_EXPRESS_ID for c in standard):
+            raise DeclarationError(
+                f"extended capability {type(extended[0]).__name__} needs a PciExpress one: "
+                "software looks for extended capabilities in PCI Express functions only"
+            )
+        self._chain(standard)
+        self._chain_extended(extended)
         return placed
 
-    def _offset_for(
-        self, capability: Capability, taken: list[tuple[int, int, Capability]]
-    ) -> int:
+    def _offset_for(self, capability: Capability, taken: list[tuple[int, int, Capability]]) -> int:
         extended = isinstance(capability, ExtendedCapability)
-        start, end = (
-            (EXTENDED_START, EXTENDED_END) if extended else (STANDARD_START, STANDARD_END)
-        )
+        start, end = (EXTENDED_START, EXTENDED_END) if extended else (STANDARD_START, STANDARD_END)
         name = type(capability).__name__
         if capability.at is not None:
             offset = capability.at
@@ -271,10 +285,10 @@ class ConfigSpace:
         pointer.value = pointer.reset = standard[0].base
         status.capabilities_list = 1
         status.reset = status.value
-        for here, after in zip(standard, standard[1:], strict=False):
+        for here, after in pairwise(standard):
             here.link_to(after.base)
 
-    def _chain_extended(self, extended: list[Capability]) -> None:
+    def _chain_extended(self, extended: list[ExtendedCapability]) -> None:
         if not extended:
             return
         # Software finds the list only at 0x100, so that one leads it, whatever was declared first.
@@ -284,7 +298,7 @@ class ConfigSpace:
                 f"no extended capability at {EXTENDED_START:#x}: the first one must be there "
                 "(PCI Express Base, section 7.6.3)"
             )
-        for here, after in zip(extended, extended[1:], strict=False):
+        for here, after in pairwise(extended):
             here.link_to(after.base)
 
     def read(self, offset: int, size: int) -> int:
@@ -302,6 +316,13 @@ class ConfigSpace:
         """Call `hook(value)` after the driver wrote `register`."""
         self.file.hook_write(register, hook)
 
-    def restore(self, power_on: bool) -> None:
-        """Reset: every register to its reset value, sticky ones only when power was lost."""
-        self.file.restore(power_on)
+    def restore(self, power_on: bool, function_level: bool = False) -> None:
+        """Reset: every register to its reset value, and what capabilities have beside registers.
+
+        Args:
+            power_on: power was lost; otherwise sticky bits keep their values.
+            function_level: a function level reset, which leaves the link's settings alone.
+        """
+        self.file.restore(power_on, function_level)
+        for capability in self.capabilities:
+            capability.restore()

@@ -23,15 +23,16 @@ from __future__ import annotations
 import copy
 import enum
 import mmap
-import struct
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, Self, TypeVar, overload
 
 from softcard.errors import DeclarationError
 
 WIDTHS = (8, 16, 32, 64)
-_CODEC = {width: struct.Struct(code) for width, code in zip(WIDTHS, ("<B", "<H", "<I", "<Q"))}
+MAX_ACCESS = 8
+_FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {8: "B", 16: "H", 32: "I", 64: "Q"}
 
 
 class Access(enum.Enum):
@@ -57,6 +58,7 @@ class Field:
         access: what the driver may do; the register's own access when left out.
         reset: value after a reset, not shifted.
         sticky: the value outlives every reset but power-on (the specification's RWS, ROS, RW1CS).
+        survives_flr: the value outlives a function level reset, but no other one.
     """
 
     def __init__(
@@ -67,10 +69,11 @@ class Field:
         access: Access | None = None,
         reset: int = 0,
         sticky: bool = False,
+        survives_flr: bool = False,
     ) -> None:
         self.high = high
         self.low = high if low is None else low
-        if not 0 <= self.low <= self.high < 64:
+        if not 0 <= self.low <= self.high < max(WIDTHS):
             raise DeclarationError(
                 f"a field of bits {self.high}:{self.low} is impossible: give the higher bit first, "
                 "both from 0 to 63"
@@ -83,6 +86,7 @@ class Field:
         self.access = access
         self.reset = reset
         self.sticky = sticky
+        self.survives_flr = survives_flr
         self.name = "?"
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -95,7 +99,7 @@ class Field:
     def __get__(self, register: Register | None, owner: type) -> Self | int:
         if register is None:
             return self
-        return (register.value & self.mask) >> self.low
+        return (register._view[0] & self.mask) >> self.low
 
     def __set__(self, register: Register, value: int) -> None:
         shifted = value << self.low
@@ -103,7 +107,27 @@ class Field:
             raise ValueError(
                 f"{value:#x} does not fit field {self.name} (bits {self.high}:{self.low})"
             )
-        register.value = (register.value & ~self.mask) | shifted
+        view = register._view
+        view[0] = (view[0] & ~self.mask) | shifted
+
+
+class _NoStorage:
+    """What a register that is only declared has in place of storage."""
+
+    def __init__(self, register: Register) -> None:
+        self._register = register
+
+    def __getitem__(self, index: int) -> int:
+        self._refuse()
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise DeclarationError(
+            f"register {self._register.name} is only declared here; its value is on a card's "
+            "instance"
+        )
 
 
 class Register:
@@ -112,15 +136,32 @@ class Register:
     Declared in a `RegisterBlock`; the instance's copy is bound to the block's storage, where
     `value` and the fields read and write what the register holds, whatever its access kinds.
 
+    A subclass whose bits follow a rule that no access kind expresses overrides `read` or `write`.
+
     Args:
         offset: bytes from the start of the block.
         width: bits: 8, 16, 32 or 64.
         access: for all bits, or for the fields that name none.
         reset: value after a reset; added to the reset values of the fields.
         sticky: all bits outlive every reset but power-on.
+
+    Attributes:
+        masks: the bits of each access kind; `set_access` changes them.
+        sticky: the bits that outlive every reset but power-on.
+        survives_flr: the bits that outlive a function level reset, but no other one.
     """
 
     fields: ClassVar[tuple[Field, ...]] = ()
+
+    offset: int
+    width: int
+    access: Access
+    size: int
+    name: str
+    reset: int
+    masks: Mapping[Access, int]
+    sticky: int
+    survives_flr: int
 
     def __init__(
         self,
@@ -141,47 +182,89 @@ class Register:
         self.size = width // 8
         self.name = type(self).__name__
         self.reset = reset
-        self.masks = dict.fromkeys(Access, 0)
-        self.sticky = (1 << width) - 1 if sticky else 0
+        every_bit = (1 << width) - 1
+        self.sticky = every_bit if sticky else 0
+        self.survives_flr = 0
+        masks = dict.fromkeys(Access, 0)
         for field in self.fields:
             if field.high >= width:
                 raise DeclarationError(
                     f"field {field.name} ends at bit {field.high}, but the register has {width}"
                 )
             self.reset |= field.reset << field.low
-            self.masks[field.access or access] |= field.mask
+            masks[field.access or access] |= field.mask
             if field.sticky:
                 self.sticky |= field.mask
+            if field.survives_flr:
+                self.survives_flr |= field.mask
         if not self.fields:
-            self.masks[access] = (1 << width) - 1
-        if self.reset >> width:
+            masks[access] = every_bit
+        if not 0 <= self.reset <= every_bit:
             raise DeclarationError(f"reset value {self.reset:#x} does not fit {width} bits")
-        self._codec = _CODEC[width]
-        self._storage: bytearray | memoryview | None = None
+        self._use(masks)
+        self._view: memoryview | _NoStorage = _NoStorage(self)
         self._at = offset
 
     def __init_subclass__(cls) -> None:
-        fields = [f for c in reversed(cls.__mro__) for f in vars(c).values() if _is_field(f)]
+        fields: dict[str, Field] = {}
+        for owner in reversed(cls.__mro__):
+            for name, value in vars(owner).items():
+                if isinstance(value, Field):
+                    fields[name] = value
+                else:
+                    fields.pop(name, None)
         taken = 0
-        for field in fields:
+        for name, field in fields.items():
+            if hasattr(Register, name) or name in Register.__annotations__:
+                raise DeclarationError(
+                    f"field {name} of register {cls.__name__} has the name of something that every "
+                    f"register has: call it {name}_"
+                )
             if taken & field.mask:
                 raise DeclarationError(
                     f"field {field.name} of register {cls.__name__} (bits {field.high}:"
                     f"{field.low}) overlaps another field"
                 )
             taken |= field.mask
-        cls.fields = tuple(sorted(fields, key=lambda f: f.low))
+        cls.fields = tuple(sorted(fields.values(), key=lambda f: f.low))
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
+    def set_access(self, bits: int, access: Access) -> None:
+        """Give `bits` this access kind; the others keep theirs."""
+        masks = {kind: mask & ~bits for kind, mask in self.masks.items()}
+        masks[access] |= bits & ((1 << self.width) - 1)
+        self._use(masks)
+
+    def _use(self, masks: Mapping[Access, int]) -> None:
+        # Hashing a member of an enumeration is a Python call, so accesses use plain integers.
+        self.masks = masks
+        self._replaced = masks[RW] | masks[WO]
+        self._taken = self._replaced | masks[W1S]
+        self._cleared_by_one = masks[W1C]
+        self._cleared_by_read = masks[RC]
+        self._readable = ~masks[WO]
+
     def bind(self, storage: bytearray | memoryview, base: int) -> Self:
         """A copy of this declaration whose value lives in `storage`, its block beginning at
-        byte `base` there."""
+        byte `base` there.
+
+        Raises:
+            DeclarationError: it lies outside.
+        """
+        at = base + self.offset
+        if at + self.size > len(storage):
+            raise DeclarationError(
+                f"register {self.name} at {at:#x} to {at + self.size - 1:#x} does not fit "
+                f"{len(storage):#x} bytes"
+            )
         bound = copy.copy(self)
-        bound.masks = dict(self.masks)
-        bound._storage = storage
-        bound._at = base + self.offset
+        bound._at = at
+        # A cast view stores a whole register at once, where struct.pack_into would zero the bytes
+        # first, which a reader on another thread or behind shared memory could see. It has the
+        # host's byte order: every host that a bus runs on is little-endian.
+        bound._view = memoryview(storage)[at : at + self.size].cast(_FORMATS[self.width])
         return bound
 
     @property
@@ -193,46 +276,50 @@ class Register:
     def value(self) -> int:
         """What the register holds. The card may store any value, whatever the access kinds;
         neither hooks nor side effects happen."""
-        if self._storage is None:
-            raise DeclarationError(
-                f"register {self.name} is only declared here; its value is on a card's instance"
-            )
-        value: int = self._codec.unpack_from(self._storage, self._at)[0]
-        return value
+        return self._view[0]
 
     @value.setter
     def value(self, value: int) -> None:
-        if self._storage is None:
-            raise DeclarationError(
-                f"register {self.name} is only declared here; its value is on a card's instance"
-            )
         try:
-            # A whole-slice store: pack_into would zero the bytes first, which a reader on
-            # another thread or behind shared memory could see.
-            self._storage[self._at : self._at + self.size] = self._codec.pack(value)
-        except struct.error:
+            self._view[0] = value
+        except ValueError:
             raise ValueError(
                 f"{value:#x} does not fit register {self.name} of {self.width} bits"
             ) from None
 
-    def read(self) -> int:
-        """A driver's read of the whole register: side effects happen, hooks do not."""
-        value = self.value
-        if clears := self.masks[RC]:
-            self.value = value & ~clears
-        return value & ~self.masks[WO]
+    def read(self, mask: int = -1) -> int:
+        """A driver's read of the register: side effects happen, hooks do not.
 
-    def write(self, value: int) -> None:
-        """A driver's write of the whole register, by the access kinds; no hook is called."""
-        masks = self.masks
-        old = self.value
-        plain = masks[RW] | masks[WO]
-        new = (old & ~plain) | (value & plain)
-        self.value = (new & ~(value & masks[W1C])) | (value & masks[W1S])
+        Args:
+            mask: the bits of the bytes that are read; the others have no side effects.
+        """
+        value = self._view[0]
+        if clears := self._cleared_by_read & mask:
+            self._view[0] = value & ~clears
+        return value & self._readable
 
-    def restore(self, power_on: bool) -> None:
-        """Back to the reset value; sticky bits keep theirs unless power was lost."""
+    def write(self, value: int, mask: int = -1) -> None:
+        """A driver's write of the register, by the access kinds; no hook is called.
+
+        Args:
+            value: what is written.
+            mask: the bits of the bytes that are written; the others stay as they are.
+        """
+        view = self._view
+        value &= mask
+        kept = view[0] & ~(self._replaced & mask | self._cleared_by_one & value)
+        view[0] = kept | (value & self._taken)
+
+    def restore(self, power_on: bool, function_level: bool = False) -> None:
+        """Back to the reset value; sticky bits keep theirs unless power was lost.
+
+        Args:
+            power_on: power was lost.
+            function_level: only the function is reset, not its link.
+        """
         keep = 0 if power_on else self.sticky
+        if function_level:
+            keep |= self.survives_flr
         self.value = (self.reset & ~keep) | (self.value & keep)
 
     def on_read(self, method: Callable[[Any], int]) -> Callable[[Any], int]:
@@ -248,7 +335,7 @@ class Register:
         return _mark(method, "write", self)
 
     def __repr__(self) -> str:
-        if self._storage is None:
+        if isinstance(self._view, _NoStorage):
             return f"<register {self.name} at {self.offset:#x}, {self.width} bits>"
         value = self.value
         parts = " ".join(f"{f.name}={(value & f.mask) >> f.low:#x}" for f in self.fields)
@@ -270,7 +357,7 @@ class RegisterArray(Generic[R]):
         self.element = element
         self.count = count
         self.stride = element.size if stride is None else stride
-        self.name = "?"
+        self.name = element.name
         self._bound: list[R] = []
         if count < 1 or self.stride < element.size:
             raise DeclarationError(
@@ -281,18 +368,28 @@ class RegisterArray(Generic[R]):
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = self.element.name = name
 
-    def bind(self, storage: bytearray | memoryview, base: int) -> RegisterArray[R]:
+    def bind(self, storage: bytearray | memoryview, base: int) -> Self:
         """A copy whose registers live in `storage`."""
         bound = copy.copy(self)
-        bound._bound = [
-            self.element.bind(storage, base + index * self.stride) for index in range(self.count)
-        ]
-        for index, register in enumerate(bound._bound):
+        bound._bound = []
+        for index in range(self.count):
+            register = self.element.bind(storage, base + index * self.stride)
             register.name = f"{self.name}[{index}]"
+            register.offset += index * self.stride
+            bound._bound.append(register)
         return bound
 
     def __getitem__(self, index: int) -> R:
-        return self._bound[index]
+        try:
+            return self._bound[index]
+        except IndexError:
+            if self._bound:
+                raise IndexError(
+                    f"{self.name}[{index}] does not exist: there are {self.count}"
+                ) from None
+        raise DeclarationError(
+            f"registers {self.name} are only declared here; their values are on a card's instance"
+        )
 
     def __iter__(self) -> Iterator[R]:
         return iter(self._bound)
@@ -325,6 +422,9 @@ class RegisterFile:
     Accesses of any size from 1 to 8 bytes and any alignment are defined: each register that an
     access touches is read or written once, in the order of offsets; bytes that belong to no
     register read as zero and ignore writes.
+
+    Args:
+        size: bytes.
     """
 
     def __init__(self, size: int) -> None:
@@ -334,9 +434,14 @@ class RegisterFile:
         )
         self._registers: dict[int, Register] = {}
         self._starts: list[int] = []
-        self._regions: list[tuple[int, int, Region]] = []
+        self._regions: list[tuple[int, int, str, Region]] = []
         self._read_hooks: dict[int, Callable[[], int]] = {}
-        self._write_hooks: dict[int, Callable[[int], None]] = {}
+        self._write_hooks: dict[int, Callable[[int], object]] = {}
+        # What answers an access of a whole register, by the size and offset of the access.
+        self._readers: list[dict[int, Callable[[], int]]] = [{} for _ in range(MAX_ACCESS + 1)]
+        self._writers: list[dict[int, Callable[[int], object]]] = [
+            {} for _ in range(MAX_ACCESS + 1)
+        ]
 
     @property
     def registers(self) -> list[Register]:
@@ -353,6 +458,8 @@ class RegisterFile:
         self._check_free(f"register {register.name}", start, register.size)
         self._registers[start] = register
         insort(self._starts, start)
+        self._readers[register.size][start] = register.read
+        self._writers[register.size][start] = register.write
         register.value = register.reset
 
     def add_region(self, name: str, start: int, size: int, region: Region) -> None:
@@ -362,50 +469,89 @@ class RegisterFile:
             DeclarationError: they overlap a register or region, or lie outside.
         """
         self._check_free(name, start, size)
-        self._regions.append((start, start + size, region))
+        self._regions.append((start, start + size, name, region))
 
     def _check_free(self, name: str, start: int, size: int) -> None:
         end = start + size
-        if end > len(self.storage):
+        if start < 0 or end > len(self.storage):
             raise DeclarationError(
                 f"{name} at {start:#x} to {end - 1:#x} does not fit {len(self.storage):#x} bytes"
             )
-        for other_start, other_end, region in self._regions:
-            if start < other_end and other_start < end:
-                raise DeclarationError(
-                    f"{name} at {start:#x} overlaps {type(region).__name__} at {other_start:#x}"
-                )
-        for other in self._overlapping(start, end):
+        taken = [(f"register {r.name}", r.at) for r in self._overlapping(start, end)]
+        taken += [(n, s) for s, e, n, _ in self._regions if start < e and s < end]
+        for other, at in taken:
             raise DeclarationError(
-                f"{name} at {start:#x} overlaps register {other.name} at {other.at:#x}: "
-                "give one of them another offset"
+                f"{name} at {start:#x} overlaps {other} at {at:#x}: give one of them another offset"
             )
 
     def _overlapping(self, start: int, end: int) -> list[Register]:
-        index = bisect_right(self._starts, start - 1)
-        while index and self._ends_after(index - 1, start):
-            index -= 1
+        starts, registers = self._starts, self._registers
+        index = bisect_right(starts, start)
+        if index:
+            before = registers[starts[index - 1]]
+            if before._at + before.size > start:
+                index -= 1
         found = []
-        while index < len(self._starts) and self._starts[index] < end:
-            found.append(self._registers[self._starts[index]])
+        while index < len(starts) and starts[index] < end:
+            found.append(registers[starts[index]])
             index += 1
         return found
 
-    def _ends_after(self, index: int, start: int) -> bool:
-        register = self._registers[self._starts[index]]
-        return register.at + register.size > start
-
     def hook_read(self, register: Register, hook: Callable[[], int]) -> None:
-        """Answer reads of `register` with `hook()`."""
-        self._read_hooks[register.at] = hook
+        """Answer reads of `register` with `hook()`.
 
-    def hook_write(self, register: Register, hook: Callable[[int], None]) -> None:
-        """Call `hook(value)` after each write of `register`."""
-        self._write_hooks[register.at] = hook
+        Raises:
+            DeclarationError: another hook answers them already.
+        """
+        self._check_own(register)
+        at = register.at
+        if at in self._read_hooks:
+            raise DeclarationError(
+                f"register {register.name} has two read hooks: only one of them can answer"
+            )
+        limit = (1 << register.width) - 1
+
+        def checked() -> int:
+            value = hook()
+            try:
+                if 0 <= value <= limit:
+                    return value
+            except TypeError:
+                pass
+            raise ValueError(
+                f"the read hook of register {register.name} returned {value!r}: it must return an "
+                f"integer from 0 to {limit:#x}"
+            )
+
+        self._read_hooks[at] = self._readers[register.size][at] = checked
+
+    def hook_write(self, register: Register, hook: Callable[[int], object]) -> None:
+        """Call `hook(value)` after each write of `register`, after the hooks that it has."""
+        self._check_own(register)
+        at = register.at
+        call = hook
+        if (earlier := self._write_hooks.get(at)) is not None:
+
+            def call(value: int) -> None:
+                earlier(value)
+                hook(value)
+
+        write = register.write
+
+        def write_and_call(value: int) -> None:
+            write(value)
+            call(value)
+
+        self._write_hooks[at] = call
+        self._writers[register.size][at] = write_and_call
+
+    def _check_own(self, register: Register) -> None:
+        if self._registers.get(register.at) is not register:
+            raise DeclarationError(f"register {register.name} is not one of these registers")
 
     def hooked(self, start: int, end: int) -> bool:
         """Whether an access between `start` and `end` could call a hook or a region."""
-        return any(s < end and start < e for s, e, _ in self._regions) or any(
+        return any(s < end and start < e for s, e, _, _ in self._regions) or any(
             r.at in self._read_hooks or r.at in self._write_hooks
             for r in self._overlapping(start, end)
         )
@@ -414,94 +560,70 @@ class RegisterFile:
         """The name of the register or region at `offset`, for messages; empty when none is."""
         for register in self._overlapping(offset, offset + 1):
             return register.name
-        for start, end, region in self._regions:
+        for start, end, name, _ in self._regions:
             if start <= offset < end:
-                return type(region).__name__
+                return name
         return ""
 
     def read(self, offset: int, size: int) -> int:
         """A driver's read of 1 to 8 bytes."""
-        register = self._registers.get(offset)
-        if register is not None and register.size == size:
-            hook = self._read_hooks.get(offset)
-            return hook() if hook is not None else register.read()
-        for start, end, region in self._regions:
-            if offset < end and start < offset + size:
-                return self._read_with_region(offset, size, start, end, region)
+        reader = self._readers[size].get(offset)
+        if reader is not None:
+            return reader()
         return self._read_parts(offset, size)
 
-    def _read_with_region(
-        self, offset: int, size: int, start: int, end: int, region: Region
-    ) -> int:
-        if start <= offset and offset + size <= end:
-            return region.read(offset - start, size)
-        return sum(self.read(offset + i, 1) << (8 * i) for i in range(size))
-
     def _read_parts(self, offset: int, size: int) -> int:
+        end = offset + size
+        for start, stop, _, region in self._regions:
+            if offset < stop and start < end:
+                if start <= offset and end <= stop:
+                    return region.read(offset - start, size)
+                cuts = [offset, *(cut for cut in (start, stop) if offset < cut < end), end]
+                return sum(self.read(a, b - a) << (8 * (a - offset)) for a, b in pairwise(cuts))
         result = 0
-        for register in self._overlapping(offset, offset + size):
-            hook = self._read_hooks.get(register.at)
+        for register in self._overlapping(offset, end):
+            at = register._at
+            hook = self._read_hooks.get(at)
             if hook is not None:
                 value = hook()
-            elif register.at >= offset and register.at + register.size <= offset + size:
-                value = register.read()
             else:
-                value = self._read_some_bytes(register, offset, size)
-            shift = 8 * (register.at - offset)
-            result |= value << shift if shift >= 0 else value >> -shift
-        return result & ((1 << (8 * size)) - 1)
-
-    @staticmethod
-    def _read_some_bytes(register: Register, offset: int, size: int) -> int:
-        """Only the bytes that are read may be cleared by reading."""
-        touched = _byte_mask(register, offset, size)
-        value = register.value
-        if clears := register.masks[RC] & touched:
-            register.value = value & ~clears
-        return value & ~register.masks[WO]
+                value = register.read(_byte_mask(register, offset, size))
+            result |= value << 8 * (at - offset) if at >= offset else value >> 8 * (offset - at)
+        return result & ((1 << 8 * size) - 1)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """A driver's write of 1 to 8 bytes."""
-        register = self._registers.get(offset)
-        if register is not None and register.size == size:
-            register.write(value)
-            hook = self._write_hooks.get(offset)
-            if hook is not None:
-                hook(value)
-            return
-        for start, end, region in self._regions:
-            if offset < end and start < offset + size:
-                self._write_with_region(offset, size, value, start, end, region)
-                return
-        self._write_parts(offset, size, value)
-
-    def _write_with_region(
-        self, offset: int, size: int, value: int, start: int, end: int, region: Region
-    ) -> None:
-        if start <= offset and offset + size <= end:
-            region.write(offset - start, size, value)
-            return
-        for i in range(size):
-            self.write(offset + i, 1, (value >> (8 * i)) & 0xFF)
+        writer = self._writers[size].get(offset)
+        if writer is not None:
+            writer(value)
+        else:
+            self._write_parts(offset, size, value)
 
     def _write_parts(self, offset: int, size: int, value: int) -> None:
-        for register in self._overlapping(offset, offset + size):
-            touched = _byte_mask(register, offset, size)
-            shift = 8 * (register.at - offset)
-            part = (value >> shift if shift >= 0 else value << -shift) & touched
-            part |= register.value & register.masks[RW] & ~touched
-            register.write(part)
-            hook = self._write_hooks.get(register.at)
+        end = offset + size
+        for start, stop, _, region in self._regions:
+            if offset < stop and start < end:
+                if start <= offset and end <= stop:
+                    region.write(offset - start, size, value)
+                    return
+                cuts = [offset, *(cut for cut in (start, stop) if offset < cut < end), end]
+                for a, b in pairwise(cuts):
+                    self.write(a, b - a, (value >> 8 * (a - offset)) & ((1 << 8 * (b - a)) - 1))
+                return
+        for register in self._overlapping(offset, end):
+            at = register._at
+            mask = _byte_mask(register, offset, size)
+            part = value >> 8 * (at - offset) if at >= offset else value << 8 * (offset - at)
+            part &= mask
+            register.write(part, mask)
+            hook = self._write_hooks.get(at)
             if hook is not None:
-                hook(part)
+                hook(part | (register.value & register.masks[RW] & ~mask))
 
-    def restore(self, power_on: bool) -> None:
-        """Every register back to its reset value."""
+    def restore(self, power_on: bool, function_level: bool = False) -> None:
+        """Every register back to its reset value; see `Register.restore`."""
         for register in self._registers.values():
-            register.restore(power_on)
-
-
-AnyRegister = TypeVar("AnyRegister", Register, RegisterArray[Any])
+            register.restore(power_on, function_level)
 
 
 class RegisterBlock:
@@ -514,10 +636,27 @@ class RegisterBlock:
         self.file = file
         self.base = base
         for name, declared in declared_registers(type(self)).items():
+            if name in vars(self):
+                raise DeclarationError(
+                    f"register {name} has the name of something that every "
+                    f"{type(self).__name__} has: call it {name}_"
+                )
             setattr(self, name, self._enter(declared))
 
-    def _enter(self, declared: AnyRegister) -> AnyRegister:
-        """The copy of `declared` that is bound to this block, entered into its file."""
+    @overload
+    def _enter(self, declared: R, name: str = "") -> R: ...
+    @overload
+    def _enter(self, declared: RegisterArray[R], name: str = "") -> RegisterArray[R]: ...
+    def _enter(
+        self, declared: Register | RegisterArray[Any], name: str = ""
+    ) -> Register | RegisterArray[Any]:
+        """The copy of `declared` that is bound to this block, entered into its file.
+
+        A block whose registers depend on options enters them itself, with the `name` that
+        messages show.
+        """
+        if name:
+            declared.name = name
         bound = declared.bind(self.file.storage, self.base)
         for register in bound if isinstance(bound, RegisterArray) else (bound,):
             self.file.add(register)
@@ -553,10 +692,6 @@ def _mark(method: _Method, kind: str, register: object) -> _Method:
     marks = getattr(method, "__register_hooks__", [])
     method.__register_hooks__ = [*marks, (kind, register)]  # type: ignore[attr-defined]
     return method
-
-
-def _is_field(value: object) -> bool:
-    return isinstance(value, Field)
 
 
 def _byte_mask(register: Register, offset: int, size: int) -> int:
