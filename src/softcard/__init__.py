@@ -79,6 +79,8 @@ def run(card: type[Card]) -> None:
 
     Does nothing when the file is imported, by `softcard run FILE` or by a test.
     """
+    if card.__module__ != "__main__":
+        return
     from softcard.cli.run import run_from_file
 
     run_from_file(card)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from softcard.errors import DeclarationError, PlugError
 from softcard.model.function import Function
-from softcard.model.link import Upstream
+from softcard.model.link import LinkFeatures, Upstream
 from softcard.model.loop import CardLoop
 
 MAX_FUNCTIONS = 8
@@ -31,6 +31,7 @@ class Card(Function):
             )
         self.card = self
         self.current_loop: CardLoop | None = None
+        self._in_slot = False
         super().__init__()
         self.functions: list[Function] = [self, *(kind() for kind in self.more_functions)]
         for function in self.functions:
@@ -41,22 +42,43 @@ class Card(Function):
         """Whether the card has more functions than this one."""
         return bool(self.more_functions)
 
-    def plugged(self, loop: CardLoop, upstreams: Sequence[Upstream]) -> None:
-        """A bus plugs the card in: its code runs on `loop`, one upstream for each function.
+    def enter_slot(self, features: LinkFeatures) -> None:
+        """A bus takes the card into a slot.
 
         Raises:
-            PlugError: it is plugged in already, or asks for what the bus cannot do.
+            PlugError: it is in a slot already, or asks for what a bus with these features cannot
+                do.
         """
-        if self.current_loop is not None:
+        name = type(self).__name__
+        if self._in_slot:
+            raise PlugError(f"{name} is plugged in already: unplug it first, or make another")
+        if len(self.functions) > features.max_functions:
             raise PlugError(
-                f"{type(self).__name__} is plugged in already: unplug it first, or make another"
+                f"{name} has {len(self.functions)} functions, but a card on the {features.bus} bus "
+                f"has at most {features.max_functions}: plug it into another bus"
             )
+        for function in self.functions:
+            for number, bar in function.bars.items():
+                if bar.layout.size > features.max_bar_size:
+                    raise PlugError(
+                        f"BAR {number} of {name} has {bar.layout.size:#x} bytes, but the "
+                        f"{features.bus} bus has room for {features.max_bar_size:#x}: make it "
+                        "smaller, or plug the card into another bus"
+                    )
+        self._in_slot = True
+
+    def leave_slot(self) -> None:
+        """The slot is empty again."""
+        self._in_slot = False
+
+    def plugged(self, loop: CardLoop, upstreams: Sequence[Upstream]) -> None:
+        """Power is on: the card's code runs on `loop`, with one upstream for each function."""
         self.current_loop = loop
         for function, upstream in zip(self.functions, upstreams, strict=True):
             function.endpoint.connect(upstream)
 
     def unplugged(self) -> None:
-        """A bus has unplugged the card."""
+        """Power is off: a bus has unplugged the card."""
         for function in self.functions:
             function.endpoint.disconnect()
         self.current_loop = None

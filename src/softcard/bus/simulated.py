@@ -1,0 +1,404 @@
+"""The simulated bus: a root complex in the same process, driven from Python, with no kernel.
+
+It does what firmware and a driver do: enumerates, sizes and places BARs, allocates DMA memory,
+programs MSI-X, MSI or INTx, reads and writes. Time is virtual: it passes only in `run_for` and
+`run_until`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, Self
+
+from softcard.errors import DmaError, PlugError
+from softcard.model.card import Card
+from softcard.model.dma import apply_atomic
+from softcard.model.endpoint import HandlerError
+from softcard.model.function import Function
+from softcard.model.link import AtomicOp, LinkFeatures, ResetKind, all_ones
+from softcard.model.loop import CardLoop
+from softcard.pcie.config import BAR_COUNT
+
+FEATURES = LinkFeatures(bus="simulated")
+
+COMMAND, BAR0 = 0x04, 0x10
+MEMORY_AND_BUS_MASTER = 0x06
+CAPABILITIES_POINTER = 0x34
+MSI_ID, MSIX_ID = 0x05, 0x11
+MESSAGE_ADDRESS = 0xFEE00000
+WINDOW_32, WINDOW_64 = 0x80000000, 0x40_0000_0000
+DMA_BASE = 0x1_0000_0000
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class DmaBuffer:
+    """Memory that a test has mapped for DMA: `view` is its content, at bus address `address`."""
+
+    address: int
+    view: memoryview
+
+
+class VirtualLoop(CardLoop):
+    """A card's loop in virtual time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._timers: list[float] = []
+        super().__init__()
+
+    def time(self) -> float:
+        """Seconds of virtual time since the loop was made."""
+        return self.now
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """See asyncio."""
+        heapq.heappush(self._timers, when)
+        return super().call_at(when, callback, *args, context=context)
+
+    def step(self) -> None:
+        """Run what is due, and poll, without waiting."""
+        self.call_soon(self.stop)
+        self.run_forever()
+
+    def next_timer(self) -> float | None:
+        """When the next timer is due."""
+        while self._timers and self._timers[0] <= self.now:
+            heapq.heappop(self._timers)
+        return self._timers[0] if self._timers else None
+
+
+class SimulatedBus:
+    """A root complex with as many slots as needed.
+
+    Args:
+        strict: raise a card's exceptions and DMA faults in the test, from the access that caused
+            them. Otherwise they are only collected, in `Endpoint.errors` and `faults`.
+
+    Attributes:
+        faults: every DMA that reached memory which the test had not mapped.
+    """
+
+    def __init__(self, *, strict: bool = True) -> None:
+        self.strict = strict
+        self.faults: list[DmaError] = []
+        self._slots: list[SimulatedSlot] = []
+        self._buffers: list[DmaBuffer] = []
+        self._next_dma = DMA_BASE
+        self._next_bar = {32: WINDOW_32, 64: WINDOW_64}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for slot in list(self._slots):
+            slot.unplug()
+
+    def plug(self, card: Card) -> SimulatedSlot:
+        """Plug a card in, power it on, enumerate it and enable memory access and DMA.
+
+        Raises:
+            PlugError: the card is plugged in already.
+        """
+        card.enter_slot(FEATURES)
+        slot = SimulatedSlot(self, card)
+        self._slots.append(slot)
+        for device in slot.devices:
+            device.enumerate()
+        self.settle(slot)
+        return slot
+
+    # Memory.
+
+    def alloc(self, size: int) -> DmaBuffer:
+        """Map `size` bytes of zeroed memory for DMA, page-aligned; a gap follows it."""
+        buffer = DmaBuffer(self._next_dma, memoryview(bytearray(size)))
+        self._buffers.append(buffer)
+        self._next_dma += (size + PAGE - 1) // PAGE * PAGE + PAGE
+        return buffer
+
+    def free(self, buffer: DmaBuffer) -> None:
+        """Unmap memory; a DMA to it is a fault from now on."""
+        self._buffers.remove(buffer)
+        for slot in self._slots:
+            for device in slot.devices:
+                device.endpoint.memory_removed(buffer.address, len(buffer.view))
+
+    def memory(self, address: int, length: int) -> memoryview:
+        """The mapped memory at a bus address; raises `DmaError` where there is none."""
+        for buffer in self._buffers:
+            start = address - buffer.address
+            if 0 <= start and start + length <= len(buffer.view):
+                return buffer.view[start : start + length]
+        fault = DmaError(address, length, "the test has not mapped this memory")
+        self.faults.append(fault)
+        raise fault
+
+    def place_bar(self, size: int, bits: int) -> int:
+        """A free, naturally aligned address for a BAR."""
+        address = -(-self._next_bar[bits] // size) * size
+        self._next_bar[bits] = address + size
+        return address
+
+    # Time.
+
+    def run_for(self, seconds: float) -> None:
+        """Let virtual time pass: timers, descriptors, coroutines and pollers of all cards run."""
+        end = self._now() + seconds
+        while True:
+            self._step()
+            upcoming = [t for s in self._slots if (t := s.loop.next_timer()) is not None]
+            target = min([end, *upcoming])
+            for slot in self._slots:
+                slot.loop.now = max(slot.loop.now, target)
+            if target >= end:
+                break
+        self._step()
+
+    def run_until(self, condition: Callable[[], object], timeout: float = 10.0) -> None:
+        """Let time pass until `condition()` is true.
+
+        Work in other threads is waited for in real time; `timeout` is in virtual seconds.
+
+        Raises:
+            TimeoutError: it has not become true in time.
+        """
+        end = self._now() + timeout
+        while not condition():
+            if self._now() >= end:
+                raise TimeoutError(f"the condition is still false after {timeout} s")
+            self.run_for(1e-3)
+            for slot in self._slots:
+                slot.loop.run_until_complete(asyncio.to_thread(lambda: None))
+
+    def _now(self) -> float:
+        return max((slot.loop.now for slot in self._slots), default=0.0)
+
+    def _step(self) -> None:
+        for slot in self._slots:
+            slot.loop.step()
+            self.settle(slot)
+
+    def settle(self, slot: SimulatedSlot) -> None:
+        """Raise what went wrong since the last call, if the bus is strict."""
+        error = slot.new_error()
+        if error is not None and self.strict:
+            raise error.exception
+
+    def remove(self, slot: SimulatedSlot) -> None:
+        """Forget a slot."""
+        if slot not in self._slots:
+            raise PlugError("the slot is empty: its card is unplugged already")
+        self._slots.remove(slot)
+
+
+class SimulatedSlot:
+    """One card on the bus, with a device for each of its functions."""
+
+    def __init__(self, bus: SimulatedBus, card: Card) -> None:
+        self.bus = bus
+        self.card = card
+        self.loop = VirtualLoop()
+        self.devices = [SimulatedDevice(bus, self, function) for function in card.functions]
+        self._seen_errors = 0
+        self._seen_faults = len(bus.faults)
+        card.plugged(self.loop, self.devices)
+        self.reset(ResetKind.POWER_ON)
+
+    def __getitem__(self, function: int) -> SimulatedDevice:
+        return self.devices[function]
+
+    def reset(self, kind: ResetKind) -> None:
+        """Reset every function; a driver then finds memory access and DMA disabled."""
+        for device in self.devices:
+            device.interrupts.clear()
+            device.endpoint.reset(kind)
+        self.bus.settle(self)
+
+    def unplug(self) -> None:
+        """Take the card out; accesses to it give all-ones from now on."""
+        self.bus.remove(self)
+        self.card.unplugged()
+        self.loop.shut_down()
+        self.card.leave_slot()
+        for device in self.devices:
+            device.present = False
+
+    def new_error(self) -> HandlerError | None:
+        """The first error of the card's code, or DMA fault, that was not seen yet."""
+        errors = [error for device in self.devices for error in device.endpoint.errors]
+        faults = self.bus.faults
+        new = errors[self._seen_errors :] + [
+            HandlerError("DMA", fault) for fault in faults[self._seen_faults :]
+        ]
+        self._seen_errors, self._seen_faults = len(errors), len(faults)
+        return new[0] if new else None
+
+
+class SimulatedDevice:
+    """One function as its driver sees it, and the upstream half of its link.
+
+    Attributes:
+        interrupts: vectors that were signalled by MSI or MSI-X, in order; a test may clear it.
+        intx_asserted: whether the INTx line is asserted.
+    """
+
+    features = FEATURES
+
+    def __init__(self, bus: SimulatedBus, slot: SimulatedSlot, function: Function) -> None:
+        self.bus = bus
+        self.slot = slot
+        self.endpoint = function.endpoint
+        self.present = True
+        self.interrupts: list[int] = []
+        self.intx_asserted = False
+
+    # What a driver does.
+
+    def enumerate(self) -> None:
+        """Size and place every BAR, then enable memory access and bus mastering."""
+        number = 0
+        while number < BAR_COUNT:
+            number += self._place(number)
+        self.config_write(COMMAND, MEMORY_AND_BUS_MASTER, 2)
+
+    def _place(self, number: int) -> int:
+        """Returns how many of the six places the BAR takes."""
+        at = BAR0 + 4 * number
+        self.config_write(at, 0xFFFFFFFF)
+        mask = self.config_read(at)
+        wide = mask & 0b110 == 0b100
+        if wide:
+            self.config_write(at + 4, 0xFFFFFFFF)
+            mask |= self.config_read(at + 4) << 32
+        size = (~(mask & ~0xF) + 1) & (all_ones(8) if wide else all_ones(4))
+        if mask & ~0xF:
+            address = self.bus.place_bar(size, 64 if wide else 32)
+            self.config_write(at, address & 0xFFFFFFFF)
+            if wide:
+                self.config_write(at + 4, address >> 32)
+        return 2 if wide else 1
+
+    def config_read(self, offset: int, size: int = 4) -> int:
+        """Configuration read of 1, 2 or 4 bytes."""
+        return self.endpoint.config_read(offset, size) if self.present else all_ones(size)
+
+    def config_write(self, offset: int, value: int, size: int = 4) -> None:
+        """Configuration write of 1, 2 or 4 bytes."""
+        if self.present:
+            self.endpoint.config_write(offset, size, value)
+            self.bus.settle(self.slot)
+
+    def read(self, bar: int, offset: int, size: int = 4) -> int:
+        """Memory read of 1 to 8 bytes."""
+        if not self.present:
+            return all_ones(size)
+        value = self.endpoint.read(bar, offset, size)
+        self.bus.settle(self.slot)
+        return value
+
+    def write(self, bar: int, offset: int, value: int, size: int = 4) -> None:
+        """Memory write of 1 to 8 bytes."""
+        if self.present:
+            self.endpoint.write(bar, offset, size, value)
+            self.bus.settle(self.slot)
+
+    def read_block(self, bar: int, offset: int, length: int) -> bytes:
+        """Memory read of any length."""
+        if not self.present:
+            return b"\xff" * length
+        data = self.endpoint.read_block(bar, offset, length)
+        self.bus.settle(self.slot)
+        return data
+
+    def write_block(self, bar: int, offset: int, data: bytes) -> None:
+        """Memory write of any length."""
+        if self.present:
+            self.endpoint.write_block(bar, offset, data)
+            self.bus.settle(self.slot)
+
+    def find_capability(self, capability_id: int) -> int:
+        """Offset of a standard capability, 0 when the function has none of this id."""
+        at = self.config_read(CAPABILITIES_POINTER, 1)
+        while at and self.config_read(at, 1) != capability_id:
+            at = self.config_read(at + 1, 1)
+        return at
+
+    def enable_msix(self) -> None:
+        """Program every vector of the table, unmasked, and enable MSI-X."""
+        at = self._required(MSIX_ID, "MSI-X")
+        control = self.config_read(at + 2, 2)
+        table = self.config_read(at + 4)
+        for vector in range((control & 0x7FF) + 1):
+            entry = (table & ~7) + 16 * vector
+            for index, value in enumerate((MESSAGE_ADDRESS, 0, vector, 0)):
+                self.write(table & 7, entry + 4 * index, value)
+        self.config_write(at + 2, control & 0x3FFF | 0x8000, 2)
+
+    def enable_msi(self, vectors: int = 1) -> None:
+        """Program MSI with this many vectors, a power of two, and enable it."""
+        at = self._required(MSI_ID, "MSI")
+        control = self.config_read(at + 2, 2)
+        self.config_write(at + 4, MESSAGE_ADDRESS)
+        data = at + (12 if control & 0x80 else 8)
+        if control & 0x80:
+            self.config_write(at + 8, 0)
+        self.config_write(data, 0, 2)
+        granted = (vectors.bit_length() - 1) << 4
+        self.config_write(at + 2, control & ~0x70 | granted | 1, 2)
+
+    def _required(self, capability_id: int, name: str) -> int:
+        at = self.find_capability(capability_id)
+        if not at:
+            raise PlugError(f"the card has no {name} capability")
+        return at
+
+    def take_interrupts(self) -> list[int]:
+        """The vectors signalled since the last call."""
+        taken, self.interrupts = self.interrupts, []
+        return taken
+
+    # The upstream half of the link.
+
+    def dma_read(self, address: int, length: int) -> bytes:
+        """See `Upstream.dma_read`."""
+        return bytes(self.bus.memory(address, length))
+
+    def dma_write(self, address: int, data: bytes | memoryview) -> None:
+        """See `Upstream.dma_write`."""
+        self.bus.memory(address, len(data))[:] = data
+
+    def dma_map(self, address: int, length: int) -> memoryview:
+        """See `Upstream.dma_map`."""
+        return self.bus.memory(address, length)
+
+    def dma_atomic(
+        self, address: int, size: int, operation: AtomicOp, operand: int, compare: int
+    ) -> int:
+        """See `Upstream.dma_atomic`."""
+        return apply_atomic(self.bus.memory(address, size), operation, operand, compare)
+
+    def message(self, address: int, data: int) -> None:
+        """See `Upstream.message`: outside the interrupt window it is a plain write."""
+        if address == MESSAGE_ADDRESS:
+            self.interrupts.append(data)
+        else:
+            self.dma_write(address, data.to_bytes(4, "little"))
+
+    def vector(self, vector: int) -> None:
+        """Not used: the function keeps its own MSI-X table here."""
+        raise NotImplementedError
+
+    def intx(self, asserted: bool) -> None:
+        """See `Upstream.intx`."""
+        self.intx_asserted = asserted

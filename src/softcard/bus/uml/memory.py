@@ -1,0 +1,59 @@
+"""The guest's memory, as the vhost-user memory table shares it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from softcard.errors import DmaError
+
+Removed = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Region:
+    """`size` bytes from guest address `address`, mapped at `view`."""
+
+    address: int
+    size: int
+    view: memoryview
+
+
+class GuestMemory:
+    """Memory by guest address, which under User Mode Linux is the DMA address as well."""
+
+    def __init__(self) -> None:
+        self.regions: list[Region] = []
+
+    def add(self, address: int, size: int, fd: int, offset: int) -> None:
+        """Map a region of the file `fd`.
+
+        Raises:
+            ValueError, OSError: the file does not hold what was promised.
+        """
+        if size <= 0 or offset % mmap.PAGESIZE or offset + size > os.fstat(fd).st_size:
+            raise ValueError(f"memory region of {size} bytes at {offset:#x} is not in its file")
+        # Views of it may outlive the connection in a card's hands, so it is never unmapped by
+        # force: the mapping goes with its last view.
+        view = memoryview(mmap.mmap(fd, size, offset=offset))
+        self.regions.append(Region(address, size, view))
+
+    def clear(self, removed: Removed) -> None:
+        """Forget every region, after telling who holds views."""
+        for region in self.regions:
+            removed(region.address, region.size)
+        self.regions.clear()
+
+    def map(self, address: int, length: int) -> memoryview:
+        """The memory itself.
+
+        Raises:
+            DmaError: not all of it is the guest's memory.
+        """
+        for region in self.regions:
+            start = address - region.address
+            if 0 <= start and start + length <= region.size and length >= 0:
+                return region.view[start : start + length]
+        raise DmaError(address, length, "this is not memory of the guest")

@@ -1,0 +1,193 @@
+"""Serves one card at a UNIX socket, to one embedded Linux after the other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from softcard.bus.uml.pcidev import FEATURES
+from softcard.bus.uml.vhost_user import Connection
+from softcard.errors import UsageError
+from softcard.model.card import Card
+from softcard.model.link import ResetKind
+from softcard.model.loop import CardLoop
+
+log = logging.getLogger("softcard.bus.uml")
+
+MAX_SOCKET_PATH = 107
+COMPLETION_TIMEOUT = 5.0
+WATCH_STEPS = 4
+
+
+class CardServer:
+    """Listens at `path` and serves `card` on a thread of its own until `stop`.
+
+    Each connection is one time that the card is plugged in: it starts with a power-on reset, and
+    ends when the guest or `hang_up` ends it.
+
+    Args:
+        card: the card; the server is its slot.
+        path: the socket to make; at most 107 bytes, without a colon.
+        completion_timeout: seconds that a register read may take before the guest gets all-ones
+            and an error is logged; 0 for no limit, as for a debugger.
+        changed: called with True when a guest has connected, with False when it has gone.
+
+    Raises:
+        PlugError: the card is in a slot already, or asks for what this bus cannot do.
+        UsageError: the socket cannot be made.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        path: Path,
+        *,
+        completion_timeout: float = COMPLETION_TIMEOUT,
+        changed: Callable[[bool], None] = lambda connected: None,
+    ) -> None:
+        check_socket_path(path)
+        self.card = card
+        self.path = path
+        self._timeout = completion_timeout
+        self._changed = changed
+        self._loop: CardLoop | None = None
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._stopping = threading.Event()
+        card.enter_slot(FEATURES)
+        try:
+            self._listener = _listen(path)
+        except BaseException:
+            card.leave_slot()
+            raise
+        self._wake_read, self._wake_write = os.pipe()
+        name = f"card {type(card).__name__}"
+        self._thread = threading.Thread(target=self._serve_all, name=name, daemon=True)
+        self._thread.start()
+        if completion_timeout:
+            threading.Thread(target=self._watch, name=f"{name} watch", daemon=True).start()
+
+    def hang_up(self) -> None:
+        """End the connection, as when the card is pulled; the next one may come at once."""
+        with self._lock:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def stop(self) -> None:
+        """End the connection and listen no longer; returns when the card's code has ended."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        os.write(self._wake_write, b"x")
+        self.hang_up()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _serve_all(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                readable, _, _ = select.select([self._listener, self._wake_read], [], [])
+                if self._listener in readable and not self._stopping.is_set():
+                    stream, _ = self._listener.accept()
+                    self._serve(stream)
+        finally:
+            self._listener.close()
+            self.path.unlink(missing_ok=True)
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            self.card.leave_slot()
+
+    def _serve(self, stream: socket.socket) -> None:
+        loop = CardLoop()
+        connection = Connection(stream, self.card.endpoint, loop.stop)
+        loop.set_exception_handler(self._report)
+        self.card.plugged(loop, [connection.device])
+        self.card.endpoint.reset(ResetKind.POWER_ON)
+        with self._lock:
+            self._loop, self._connection = loop, connection
+        self._changed(True)
+        try:
+            loop.set_port(connection)
+            loop.run_forever()
+        finally:
+            with self._lock:
+                self._loop = self._connection = None
+            loop.set_port(None)
+            connection.close()
+            self.card.unplugged()
+            loop.shut_down()
+            self._changed(False)
+
+    def _report(self, _loop: object, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        doing = str(context.get("message", "background work"))
+        if isinstance(error, BaseException):
+            self.card.endpoint.report(doing, error)
+        else:
+            log.error("%s: %s", type(self.card).__name__, doing)
+
+    def _watch(self) -> None:
+        """Give up on a read that the card does not answer, as a root complex does."""
+        seen, steps = -1, 0
+        while not self._stopping.wait(self._timeout / WATCH_STEPS):
+            connection = self._connection
+            device = connection.device if connection is not None else None
+            if device is None or not device.read_open or device.reads != seen:
+                seen, steps = device.reads if device is not None else -1, 0
+                continue
+            steps += 1
+            if steps >= WATCH_STEPS and device.time_out_read():
+                log.error(
+                    "completion timeout: %s has not answered a read for %g s; the driver gets "
+                    "all-ones", type(self.card).__name__, self._timeout,
+                )  # fmt: skip
+
+
+def check_socket_path(path: Path) -> None:
+    """Raise `UsageError` where `path` cannot be a socket that the kernel's option can name."""
+    text = os.fsencode(path)
+    if len(text) > MAX_SOCKET_PATH:
+        raise UsageError(
+            f"socket path {path} is too long: {len(text)} bytes, at most {MAX_SOCKET_PATH} are "
+            "possible; choose a shorter one, or set TMPDIR to a shorter folder"
+        )
+    if b":" in text or b" " in text:
+        raise UsageError(
+            f"socket path {path} has a colon or a space, which the kernel's option cannot name"
+        )
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        if path.is_socket() and not _alive(path):
+            path.unlink()
+        listener.bind(str(path))
+        listener.listen(1)
+    except OSError as error:
+        listener.close()
+        if path.exists():
+            raise UsageError(
+                f"socket {path} is in use by another process: choose another path"
+            ) from None
+        raise UsageError(f"cannot make socket {path}: {error.strerror}") from None
+    return listener
+
+
+def _alive(path: Path) -> bool:
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.connect(str(path))
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        probe.close()
+
+

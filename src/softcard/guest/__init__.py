@@ -1,0 +1,1 @@
+"""A Linux to plug cards into: kernels, the root file system, running commands."""

@@ -1,0 +1,230 @@
+"""The host's end of the agent: many commands at once over one byte stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from softcard.errors import GuestError
+from softcard.guest import frames
+
+CHUNK = 1 << 16
+INPUT_CHUNK = 4096
+GONE = -1
+
+
+class Channel:
+    """Speaks to the agent.
+
+    Args:
+        stream: a stream socket whose other end is the agent's.
+        why_gone: says why the guest no longer answers, for the `GuestError` that callers get.
+    """
+
+    def __init__(self, stream: socket.socket, why_gone: Callable[[], str]) -> None:
+        self._stream = stream
+        self._why_gone = why_gone
+        self._replies: dict[int, queue.SimpleQueue[tuple[int, bytes]]] = {}
+        self._lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._next = 1
+        self._gone = False
+        self.ready = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="guest agent", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Hang up; a call that still waits gets a `GuestError`."""
+        try:
+            self._stream.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._thread.join()
+        self._stream.close()
+
+    def _read(self) -> None:
+        reader = frames.FrameReader()
+        try:
+            while data := self._stream.recv(CHUNK):
+                for kind, ident, payload in reader.feed(data):
+                    if kind == frames.READY:
+                        self.ready.set()
+                    elif (waiting := self._replies.get(ident)) is not None:
+                        waiting.put((kind, payload))
+        except (OSError, ValueError):
+            pass
+        with self._lock:
+            self._gone = True
+            for waiting in self._replies.values():
+                waiting.put((GONE, b""))
+        self.ready.set()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the agent has hung up."""
+        return self._gone
+
+    def open(self, kind: int, request: Mapping[str, Any]) -> Conversation:
+        """Send a request whose replies the result receives.
+
+        Raises:
+            GuestError: the guest has ended.
+        """
+        with self._lock:
+            ident = self._next
+            self._next += 1
+            self._replies[ident] = replies = queue.SimpleQueue()
+            gone = self._gone
+        conversation = Conversation(self, ident, replies)
+        if gone:
+            conversation.close()
+            raise GuestError(self._why_gone())
+        self.send(kind, ident, json.dumps(request).encode())
+        return conversation
+
+    def send(self, kind: int, ident: int, payload: bytes = b"") -> None:
+        """Send one frame."""
+        try:
+            with self._write_lock:
+                self._stream.sendall(frames.pack(kind, ident, payload))
+        except OSError:
+            raise GuestError(self._why_gone()) from None
+
+    def forget(self, ident: int) -> None:
+        """Replies with this id are of no interest any more."""
+        with self._lock:
+            self._replies.pop(ident, None)
+
+    def why_gone(self) -> str:
+        """Why the guest does not answer."""
+        return self._why_gone()
+
+    def call(self, name: str, timeout: float, **request: Any) -> None:
+        """A small service of the agent.
+
+        Raises:
+            GuestError: it failed, did not answer in time, or the guest has ended.
+        """
+        with self.open(frames.CALL, {"call": name, **request}) as conversation:
+            kind, payload = conversation.receive(timeout)
+            if kind == frames.FAILURE:
+                about = request.get("path", "")
+                raise GuestError(f"{name} {about} in the guest failed: {payload.decode()}")
+
+
+class Conversation:
+    """One request and its replies."""
+
+    def __init__(
+        self, channel: Channel, ident: int, replies: queue.SimpleQueue[tuple[int, bytes]]
+    ) -> None:
+        self._channel = channel
+        self.ident = ident
+        self._replies = replies
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """No more replies are wanted."""
+        self._channel.forget(self.ident)
+
+    def send(self, kind: int, payload: bytes = b"") -> None:
+        """Send a frame that belongs to this conversation."""
+        self._channel.send(kind, self.ident, payload)
+
+    def receive(self, timeout: float | None) -> tuple[int, bytes]:
+        """The next reply.
+
+        Raises:
+            TimeoutError: none has come within `timeout` seconds.
+            GuestError: the guest has ended.
+        """
+        try:
+            kind, payload = self._replies.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError(f"the guest has not answered for {timeout:g} s") from None
+        if kind == GONE:
+            raise GuestError(self._channel.why_gone())
+        return kind, payload
+
+
+class Process:
+    """A command that runs in the guest."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str,
+        terminal: tuple[int, int] | None = None,
+    ) -> None:
+        self.argv = list(argv)
+        self.status: int | None = None
+        self._conversation = channel.open(
+            frames.RUN,
+            {"argv": self.argv, "env": dict(env), "cwd": cwd, "terminal": terminal},
+        )
+
+    def write(self, data: bytes) -> None:
+        """Give it input."""
+        for start in range(0, len(data), INPUT_CHUNK):
+            self._conversation.send(frames.INPUT, data[start : start + INPUT_CHUNK])
+
+    def end_input(self) -> None:
+        """It has had all its input."""
+        self._conversation.send(frames.END_OF_INPUT)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell its terminal a new size."""
+        self._conversation.send(frames.RESIZE, json.dumps([rows, columns]).encode())
+
+    def kill(self, number: int) -> None:
+        """Send a signal to it and its children."""
+        self._conversation.send(frames.SIGNAL, bytes([number]))
+
+    def wait(
+        self,
+        timeout: float | None = None,
+        output: Callable[[bytes], None] = lambda data: None,
+        errors: Callable[[bytes], None] = lambda data: None,
+    ) -> int:
+        """Wait for the end; `output` and `errors` get what it writes, as it comes.
+
+        Returns:
+            The exit status; 128 plus the signal's number where a signal ended it.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout` seconds; it is still running.
+            GuestError: the guest has ended.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.status is None:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            kind, payload = self._conversation.receive(left)
+            if kind == frames.OUTPUT:
+                output(payload)
+            elif kind == frames.ERROR_OUTPUT:
+                errors(payload)
+            elif kind == frames.EXIT:
+                self.status = struct.unpack("<i", payload)[0]
+                self._conversation.close()
+        return self.status
+
+
+def terminal_size(fd: int) -> tuple[int, int]:
+    """Rows and columns of a terminal."""
+    size = os.get_terminal_size(fd)
+    return size.lines, size.columns

@@ -1,0 +1,54 @@
+"""The frames that host and agent exchange over a byte stream.
+
+0        4      5    9
++--------+------+----+----------
+| length | kind | id | payload
++--------+------+----+----------
+
+`length` counts the payload; `id` names the command that a frame belongs to. This file is loaded
+by the agent inside the guest as well: standard library only, and little of it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+HEADER = struct.Struct("<IBI")
+MAX_PAYLOAD = 1 << 20
+
+# Host to agent; the payload of the first three is JSON.
+RUN, CALL, RESIZE = 1, 2, 3
+INPUT, END_OF_INPUT, SIGNAL = 4, 5, 6
+# Agent to host.
+READY, OUTPUT, ERROR_OUTPUT, EXIT, RESULT, FAILURE = 16, 17, 18, 19, 20, 21
+
+
+def pack(kind: int, ident: int, payload: bytes = b"") -> bytes:
+    """One frame."""
+    return HEADER.pack(len(payload), kind, ident) + payload
+
+
+class FrameReader:
+    """Cuts a byte stream into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
+        """The `(kind, id, payload)` frames that `data` completes.
+
+        Raises:
+            ValueError: the stream is not made of frames.
+        """
+        self._buffer += data
+        frames = []
+        while len(self._buffer) >= HEADER.size:
+            length, kind, ident = HEADER.unpack_from(self._buffer)
+            if length > MAX_PAYLOAD:
+                raise ValueError(f"a frame of {length} bytes")
+            end = HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            frames.append((kind, ident, bytes(self._buffer[HEADER.size : end])))
+            del self._buffer[:end]
+        return frames
