@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from softcard.errors import DmaError, PlugError
+from softcard.model.atomic import apply_atomic
 from softcard.model.card import Card
-from softcard.model.dma import apply_atomic
 from softcard.model.endpoint import HandlerError
 from softcard.model.function import Function
 from softcard.model.link import AtomicOp, LinkFeatures, ResetKind, all_ones

@@ -13,6 +13,7 @@ class Printer(Card):
 
     @bar0.message.on_write
     def show(self, value: int) -> None:
+        """Called after each write."""
         print(f"the driver wrote {value:#010x}")
 
 

@@ -80,7 +80,8 @@ class Channel:
         with self._lock:
             ident = self._next
             self._next += 1
-            self._replies[ident] = replies = queue.SimpleQueue()
+            replies: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
+            self._replies[ident] = replies
             gone = self._gone
         conversation = Conversation(self, ident, replies)
         if gone:

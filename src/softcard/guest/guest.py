@@ -89,7 +89,7 @@ class Guest:
         self,
         argv: Sequence[str],
         *,
-        input: bytes = b"",
+        input: bytes = b"",  # noqa: A002  # subprocess.run's word
         check: bool = True,
         timeout: float = COMMAND_TIMEOUT,
         env: Mapping[str, str] | None = None,

@@ -87,7 +87,8 @@ class KernelLog:
         """Every line from `position` on, as they come, until the guest ends."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: len(self._lines) > position or self._ended)
+                while len(self._lines) <= position and not self._ended:
+                    self._changed.wait()
                 if len(self._lines) <= position:
                     return
                 line = self._lines[position]

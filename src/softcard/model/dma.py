@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-
 from softcard.errors import DmaError
 from softcard.model.link import AtomicOp, Upstream
-
-_ATOMICS = threading.Lock()
 
 
 class Dma:
@@ -44,7 +40,7 @@ class Dma:
         """`length` bytes from bus address `address`."""
         return self._bus(address, length).dma_read(address, length)
 
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+    def write(self, address: int, data: bytes | memoryview) -> None:
         """Store `data` at bus address `address`."""
         self._bus(address, len(data)).dma_write(address, data)
 
@@ -73,19 +69,3 @@ class Dma:
         if size not in (4, 8) or address % size:
             raise DmaError(address, size, "an atomic needs 4 or 8 bytes, naturally aligned")
         return self._bus(address, size).dma_atomic(address, size, operation, operand, compare)
-
-
-def apply_atomic(view: memoryview, operation: AtomicOp, operand: int, compare: int) -> int:
-    """Do an AtomicOp on 4 or 8 bytes of shared memory; returns the former value.
-
-    It is atomic towards other cards of this process; towards a guest's processor only as far as
-    single aligned loads and stores are.
-    """
-    word = view.cast("I" if len(view) == 4 else "Q")
-    with _ATOMICS:
-        old: int = word[0]
-        if operation is AtomicOp.FETCH_ADD:
-            word[0] = (old + operand) & ((1 << (8 * len(view))) - 1)
-        elif operation is AtomicOp.SWAP or old == compare:
-            word[0] = operand
-    return old

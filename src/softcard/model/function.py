@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, TypeVarTuple
 
 from softcard.errors import DeclarationError, PlugError
 from softcard.model.bar import Bar
@@ -159,14 +159,12 @@ class Function:
         return loop
 
     def after(
-        self, seconds: float, call: Callable[[Unpack[Args]], object], *args: Unpack[Args]
+        self, seconds: float, call: Callable[[*Args], object], *args: *Args
     ) -> asyncio.TimerHandle:
         """Call `call(*args)` once, `seconds` from now; `cancel()` the result to prevent it."""
-        return self.loop.call_later(
-            seconds, partial(self.endpoint.guarded, "timer", call, *args)
-        )
+        return self.loop.call_later(seconds, partial(self.endpoint.guarded, "timer", call, *args))
 
-    def watch(self, fd: int, call: Callable[[Unpack[Args]], object], *args: Unpack[Args]) -> None:
+    def watch(self, fd: int, call: Callable[[*Args], object], *args: *Args) -> None:
         """Call `call(*args)` whenever file descriptor `fd` is readable."""
         self.loop.add_reader(
             fd, partial(self.endpoint.guarded, f"event on descriptor {fd}", call, *args)
@@ -233,10 +231,8 @@ def _capabilities_of(function: Function) -> dict[str, Capability]:
                 found[name] = value
             else:
                 found.pop(name, None)
-    for name, value in vars(function).items():
-        if isinstance(value, Capability):
-            found[name] = value
-    return found
+    own = {n: value for n, value in vars(function).items() if isinstance(value, Capability)}
+    return found | own
 
 
 def _hook(

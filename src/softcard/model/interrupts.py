@@ -7,6 +7,7 @@ import threading
 from softcard.model.link import Upstream
 from softcard.pcie.capabilities import Msi, MsiX
 from softcard.pcie.config import ConfigSpace
+from softcard.pcie.register import Register
 
 
 class Interrupts:
@@ -28,9 +29,9 @@ class Interrupts:
         self._line = False
         self._msi_pending = 0
         self.vectors = msix.vectors if msix else msi.vectors if msi else 1
-        for register in (
-            msi and msi.control, msi and msi.mask, msix and msix.control
-        ):  # fmt: skip
+        controls: list[Register | None] = [msi.control, msi.mask] if msi is not None else []
+        controls += [msix.control] if msix is not None else []
+        for register in controls:
             if register is not None:
                 config.on_write(register, lambda _value: self.update())
         if msix is not None:

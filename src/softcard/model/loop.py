@@ -116,9 +116,7 @@ class _PortSelector(selectors.EpollSelector):
         if port is not None:
             self.register(port.fileno(), selectors.EVENT_READ)
 
-    def select(
-        self, timeout: float | None = None
-    ) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self.scheduled = False
         if self._port is None and not self.pollers:
             return super().select(timeout)

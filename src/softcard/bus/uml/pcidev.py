@@ -20,7 +20,7 @@ from collections.abc import Callable
 from softcard.bus.uml.memory import GuestMemory
 from softcard.bus.uml.vring import DESC_F_NEXT, DESC_F_WRITE, Vring
 from softcard.errors import DmaError
-from softcard.model.dma import apply_atomic
+from softcard.model.atomic import apply_atomic
 from softcard.model.link import AtomicOp, Downstream, LinkFeatures, all_ones
 
 log = logging.getLogger("softcard.bus.uml")

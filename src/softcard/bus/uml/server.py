@@ -89,10 +89,11 @@ class CardServer:
             self._thread.join()
 
     def _serve_all(self) -> None:
+        listener = self._listener.fileno()
         try:
             while not self._stopping.is_set():
-                readable, _, _ = select.select([self._listener, self._wake_read], [], [])
-                if self._listener in readable and not self._stopping.is_set():
+                readable, _, _ = select.select([listener, self._wake_read], [], [])
+                if listener in readable and not self._stopping.is_set():
                     stream, _ = self._listener.accept()
                     self._serve(stream)
         finally:
@@ -189,5 +190,3 @@ def _alive(path: Path) -> bool:
         return True
     finally:
         probe.close()
-
-

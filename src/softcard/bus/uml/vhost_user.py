@@ -65,7 +65,7 @@ class Request(enum.IntEnum):
 
 
 KICK = int(Request.VRING_KICK)
-CALLS = {
+CALLS: dict[tuple[int, ...], bytes] = {
     queues: b"".join(struct.pack("<IIIII", 4, 1, 8, queue, 0) for queue in queues)
     for queues in ((0,), (1,), (0, 1))
 }
