@@ -124,10 +124,8 @@ class PciDevice:
         """Ask for kicks; True when something has come meanwhile."""
         ring = self._commands
         if ring is not None:
-            ring.notify(True)
-            if ring.pending():
-                return True
-        return bool(self._waiting and self._arm_interrupts())
+            return ring.notify_unless_pending()
+        return False
 
     def disarm(self) -> None:
         """No kicks while polling."""
@@ -263,7 +261,9 @@ class PciDevice:
         """Put waiting messages into the buffers that the guest has free; it has only ten."""
         ring = self._interrupts
         sent = False
-        while ring is not None and self._waiting and ring.pending():
+        while ring is not None and self._waiting:
+            if not ring.pending() and not ring.notify_unless_pending():
+                break
             head = ring.take()
             address, length, _, _ = ring.descriptor(head)
             message = self._waiting[0]
@@ -276,6 +276,8 @@ class PciDevice:
             self._waiting.popleft()
             ring.put(head, len(message))
             sent = True
+        if ring is not None and not self._waiting:
+            ring.notify(False)
         if sent:
             both = self._writes_done > WRITES_BEFORE_CALL // 2
             if both:
@@ -286,16 +288,6 @@ class PciDevice:
     def _retry_waiting(self) -> bool:
         with self._lock:
             return self._send_waiting()
-
-    def _arm_interrupts(self) -> bool:
-        with self._lock:
-            ring = self._interrupts
-            if ring is None:
-                return False
-            ring.notify(True)
-            if ring.pending():
-                return self._send_waiting()
-            return False
 
     # DMA, from any thread.
 

@@ -10,6 +10,7 @@ desc[N]                      avail                      used
 from __future__ import annotations
 
 import struct
+import threading
 
 from softcard.bus.uml.memory import GuestMemory
 from softcard.errors import DmaError
@@ -18,6 +19,8 @@ DESC = struct.Struct("<QIHH")
 DESC_F_NEXT, DESC_F_WRITE = 1, 2
 USED_F_NO_NOTIFY = 1
 MAX_CHAIN = 4
+
+_BARRIER = threading.Lock()
 
 Descriptor = tuple[int, int, bool]
 
@@ -75,6 +78,14 @@ class Vring:
         self._done = done = (done + 1) & 0xFFFF
         # One aligned store publishes the entry; x86 keeps stores in order.
         self._used[1] = done
+
+    def notify_unless_pending(self) -> bool:
+        """Ask the driver to kick; True, and no kick may come, when a chain is there already."""
+        self.notify(True)
+        # Taking a lock is a full memory barrier: without one the processor may look at the ring
+        # before the driver can see that a kick is wanted, and both sides would wait.
+        with _BARRIER:
+            return self.pending()
 
     def notify(self, wanted: bool) -> None:
         """Ask the driver to kick when it offers a chain, or not to bother."""
