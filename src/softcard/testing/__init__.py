@@ -1,0 +1,1 @@
+"""The test bench: pytest's fixtures for buses and guests."""
