@@ -247,16 +247,17 @@ def test_errors_outlive_a_reset_and_are_cleared_by_ones() -> None:
     config, aer = place(AdvancedErrorReporting())
     aer.uncorrectable_status.poisoned_tlp = aer.uncorrectable_status.malformed_tlp = 1
     aer.header_log[2].value = 0xCAFE
+    aer.control.first_error_pointer = 12
     config.write(aer.base + 0x14, 4, 0)
     config.restore(power_on=False)
     assert aer.uncorrectable_status.value == 1 << 12 | 1 << 18
-    assert aer.header_log[2].value == 0xCAFE
+    assert (aer.header_log[2].value, aer.control.first_error_pointer) == (0xCAFE, 12)
     assert aer.correctable_mask.value == 0
     config.write(aer.base + 0x04, 4, 1 << 12)
     assert aer.uncorrectable_status.value == 1 << 18
     config.restore(power_on=True)
     assert (aer.uncorrectable_status.value, aer.correctable_mask.value) == (0, 0xE000)
-    assert aer.header_log[2].value == 0
+    assert (aer.header_log[2].value, aer.control.first_error_pointer) == (0, 0)
 
 
 # The others

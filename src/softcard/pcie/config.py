@@ -211,7 +211,7 @@ class ConfigSpace:
         writable = ~(layout.size - 1)
         low = registers[number]
         low.value = low.reset = (0b100 if wide else 0) | (0b1000 if layout.prefetchable else 0)
-        low.set_access(writable & 0xFFFFFFF0, RW)
+        low.set_access(writable & 0xFFFFFFFF, RW)
         if wide:
             registers[number + 1].set_access((writable >> 32) & 0xFFFFFFFF, RW)
 
