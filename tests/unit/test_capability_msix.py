@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from softcard.errors import DeclarationError
 from softcard.pcie.capabilities import MsiX
 from softcard.pcie.config import BarLayout, ConfigSpace, Identity
-from softcard.pcie.register import RegisterFile
+from softcard.pcie.register_file import RegisterFile
 
 CONTROL_MASK, CONTROL_ENABLE = 0x4000, 0x8000
 

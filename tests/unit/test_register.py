@@ -16,11 +16,9 @@ from softcard.pcie.register import (
     Field,
     Register,
     RegisterArray,
-    RegisterBlock,
-    RegisterFile,
-    declared_registers,
     hooks_of,
 )
+from softcard.pcie.register_file import RegisterBlock, RegisterFile, declared_registers
 
 
 class Control(Register):

@@ -7,19 +7,8 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softcard.pcie.register import (
-    RC,
-    RW,
-    W1C,
-    W1S,
-    WIDTHS,
-    WO,
-    Access,
-    Field,
-    Register,
-    RegisterBlock,
-    RegisterFile,
-)
+from softcard.pcie.register import RC, RW, W1C, W1S, WIDTHS, WO, Access, Field, Register
+from softcard.pcie.register_file import RegisterBlock, RegisterFile
 
 FILE_SIZE = 48
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 from softcard.errors import DeclarationError
 from softcard.pcie.config import BarLayout
-from softcard.pcie.register import RegisterBlock, RegisterFile
+from softcard.pcie.register_file import RegisterBlock, RegisterFile
 
 
 class Memory:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from softcard.errors import DeclarationError
 from softcard.model.bar import Bar
 from softcard.model.link import (
     PowerState,
@@ -18,7 +19,8 @@ from softcard.model.link import (
     all_ones,
 )
 from softcard.pcie.capabilities import PciExpress, PowerManagement
-from softcard.pcie.register import RegisterFile
+from softcard.pcie.config import BAR_COUNT
+from softcard.pcie.register_file import RegisterFile
 
 if TYPE_CHECKING:
     from softcard.model.function import Function
@@ -28,6 +30,7 @@ log = logging.getLogger("softcard.card")
 PAGE = 4096
 BLOCK_ACCESS = 4
 ERRORS_KEPT = 100
+BAR_NAMES = [f"bar{number}" for number in range(BAR_COUNT)]
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,19 @@ class Endpoint:
 
     An exception in a card's handler is logged with its traceback and kept in `errors`; the read
     that caused it gives all-ones, as an unsupported request does, and the bus stays alive.
+
+    Attributes:
+        errors: the last exceptions of the card's code.
+        error_count: how many there have been.
     """
 
     def __init__(self, function: Function) -> None:
         self.function = function
         self.errors: deque[HandlerError] = deque(maxlen=ERRORS_KEPT)
+        self.error_count = 0
         self._files: dict[int, RegisterFile] = {n: bar.file for n, bar in function.bars.items()}
-        self._readers: list[Callable[[int, int], int]] = [_no_read] * 6
-        self._writers: list[Callable[[int, int, int], None]] = [_no_write] * 6
+        self._readers: list[Callable[[int, int], int]] = [_no_read] * BAR_COUNT
+        self._writers: list[Callable[[int, int, int], None]] = [_no_write] * BAR_COUNT
         self._power = PowerState.D0
         config = function.config
         config.on_write(config.header.command, self._command_written)
@@ -122,9 +130,10 @@ class Endpoint:
     def reset(self, kind: ResetKind) -> None:
         """See `Downstream.reset`."""
         function = self.function
-        function.config.restore(kind is ResetKind.POWER_ON)
+        power_on, function_level = kind is ResetKind.POWER_ON, kind is ResetKind.FLR
+        function.config.restore(power_on, function_level)
         for file in self._files.values():
-            file.restore(kind is ResetKind.POWER_ON)
+            file.restore(power_on, function_level)
         self._power = PowerState.D0
         function.interrupts.reset()
         self._follow_command()
@@ -161,6 +170,7 @@ class Endpoint:
     def report(self, doing: str, error: BaseException) -> None:
         """Log an exception of the card's code with its traceback, and keep it."""
         self.errors.append(HandlerError(doing, error))
+        self.error_count += 1
         log.error(
             "%s raised %s during a %s",
             type(self.function).__name__, type(error).__name__, doing, exc_info=error,
@@ -186,15 +196,15 @@ class Endpoint:
         awake = self._power is PowerState.D0
         self.function.dma.enable(awake and bool(command.bus_master))
         enabled = awake and bool(command.memory_space)
-        for number in range(6):
+        for number in range(BAR_COUNT):
             file = self._files.get(number)
             answers = enabled and file is not None
             self._readers[number] = file.read if answers and file else _no_read
             self._writers[number] = file.write if answers and file else _no_write
+        self.function.interrupts.set_awake(awake)
 
     def _command_written(self, _value: int) -> None:
         self._follow_command()
-        self.function.interrupts.update()
 
     def _pmcsr_written(self, capability: PowerManagement, _value: int) -> None:
         before, self._power = self._power, PowerState(capability.pmcsr.power_state)
@@ -232,10 +242,26 @@ def _accesses(offset: int, length: int) -> list[tuple[int, int]]:
 
 
 def bars_of(function: type[Function]) -> dict[int, type[Bar]]:
-    """The BAR classes that a function's class declares, by their number."""
-    found = {}
-    for number in range(6):
-        declared = getattr(function, f"bar{number}", None)
-        if isinstance(declared, type) and issubclass(declared, Bar):
-            found[number] = declared
+    """The BAR classes that a function's class declares, by their number; None takes away an
+    inherited one.
+
+    Raises:
+        DeclarationError: a name of a BAR is something else, or a BAR has another name.
+    """
+    found: dict[int, type[Bar]] = {}
+    for name in dir(function):
+        declared = getattr(function, name, None)
+        bar = declared if isinstance(declared, type) and issubclass(declared, Bar) else None
+        if name in BAR_NAMES and bar is not None:
+            if not hasattr(bar, "layout"):
+                raise DeclarationError(
+                    f"{name} of {function.__name__} has no size: declare it as "
+                    f"class {name}(Bar, size=4096)"
+                )
+            found[BAR_NAMES.index(name)] = bar
+        elif hasattr(bar, "layout") or (name in BAR_NAMES and declared is not None):
+            raise DeclarationError(
+                f"{name} of {function.__name__} is not a BAR: BARs are nested classes named bar0 "
+                "to bar5, such as class bar0(Bar, size=4096)"
+            )
     return found

@@ -12,12 +12,13 @@ from softcard.model.bar import Bar
 from softcard.model.dma import Dma
 from softcard.model.endpoint import Endpoint, bars_of
 from softcard.model.interrupts import Interrupts
-from softcard.model.link import PowerState, ResetKind
+from softcard.model.link import Downstream, PowerState, ResetKind
 from softcard.model.loop import CardLoop, Poller
 from softcard.pcie.capabilities import Msi, MsiX, PciExpress
 from softcard.pcie.capability import Capability
 from softcard.pcie.config import ConfigSpace, Identity
-from softcard.pcie.register import Register, RegisterArray, declared_registers, hooks_of
+from softcard.pcie.register import Register, RegisterArray, hooks_of
+from softcard.pcie.register_file import declared_registers
 
 if TYPE_CHECKING:
     from softcard.model.card import Card
@@ -41,7 +42,9 @@ class Function:
         config: the configuration space.
         bars: this function's own BARs by number; also as `self.bar0` to `self.bar5`.
         card: the card that this function belongs to.
-        endpoint: the downstream half of the link, which a bus calls.
+        link: the downstream half of the link, which a bus calls. An interposer wraps it before the
+            card is plugged in: `card.link = Trace(card.link)`.
+        endpoint: its end at the function, without interposers.
     """
 
     vendor_id: ClassVar[int]
@@ -64,6 +67,7 @@ class Function:
         self.interrupts = Interrupts(self.config, self.capability(Msi), self.capability(MsiX))
         self._bind_hooks()
         self.endpoint = Endpoint(self)
+        self.link: Downstream = self.endpoint
 
     def _make_config(self) -> ConfigSpace:
         for name in ("vendor_id", "device_id"):

@@ -6,15 +6,8 @@ import copy
 from typing import ClassVar, Self
 
 from softcard.errors import DeclarationError
-from softcard.pcie.register import (
-    RO,
-    RW,
-    Field,
-    Register,
-    RegisterArray,
-    RegisterBlock,
-    RegisterFile,
-)
+from softcard.pcie.register import RO, RW, Field, Register, RegisterArray
+from softcard.pcie.register_file import RegisterBlock, RegisterFile
 
 STANDARD_START, STANDARD_END = 0x40, 0x100
 EXTENDED_START, EXTENDED_END = 0x100, 0x1000

@@ -15,7 +15,8 @@ from softcard.pcie.capability import (
     Capability,
     ExtendedCapability,
 )
-from softcard.pcie.register import RO, RW, W1C, Field, Register, RegisterBlock, RegisterFile
+from softcard.pcie.register import RO, RW, W1C, Field, Register
+from softcard.pcie.register_file import RegisterBlock, RegisterFile
 
 CONFIG_SIZE = 4096
 PCI_EXPRESS_ID = 0x10
