@@ -26,6 +26,14 @@ class Dma:
         self._enabled = enabled
 
     @property
+    def allowed(self) -> bool:
+        """Whether the card is plugged in, awake, and the driver has set bus master enable.
+
+        Who keeps views from `map` asks before using them.
+        """
+        return self._enabled and self._upstream is not None
+
+    @property
     def shared(self) -> bool:
         """Whether `map` can work on this bus."""
         return self._upstream is not None and self._upstream.features.shared_memory

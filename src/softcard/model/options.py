@@ -42,6 +42,7 @@ def _parse(text: str) -> int:
             f"size '{text}' is not a number of bytes: write it like 4096, 512M, 1G or 2T"
         )
     whole, fraction, unit = match.groups(default="")
+    size: int
     size, rest = divmod(int(whole + fraction) * _UNITS[unit.upper()], 10 ** len(fraction))
     if rest:
         raise UsageError(f"size '{text}' is not a whole number of bytes: choose a smaller unit")
