@@ -1,0 +1,1 @@
+"""What a card keeps its data in or talks to."""
