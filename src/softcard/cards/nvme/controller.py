@@ -1,0 +1,340 @@
+"""The controller: its queues, and the way of every command through it (NVMe 1.4, chapter 4)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from softcard.cards.nvme.background import Background, Done
+from softcard.cards.nvme.command import DEFERRED, Command, Handler
+from softcard.cards.nvme.engine import UNIT, Engine
+from softcard.cards.nvme.events import ErrorLog, Event, Events
+from softcard.cards.nvme.health import Health
+from softcard.cards.nvme.interrupts import QueueInterrupts
+from softcard.cards.nvme.io import IoCommands
+from softcard.cards.nvme.memory import HostMemory
+from softcard.cards.nvme.namespace import Namespaces
+from softcard.cards.nvme.queues import CompletionQueue, SubmissionQueue
+from softcard.cards.nvme.shadow import ShadowDoorbells
+from softcard.cards.nvme.status import (
+    CommandError,
+    Status,
+    status_field,
+    status_of_write_error,
+)
+from softcard.errors import DmaError
+from softcard.model.function import Function
+
+log = logging.getLogger("softcard.card.nvme")
+
+ADMIN = 0
+# Fused operations, and data pointers that are not PRPs.
+UNSUPPORTED_FLAGS = 0xC3
+
+
+class Controller:
+    """Runs queues from doorbell to completion; what admin commands do is in their own files.
+
+    Args:
+        function: the card.
+        namespaces: what the blocks are in.
+        background: where slow work goes.
+        max_transfer: bytes that one command may move.
+        max_qid: the highest identifier of a queue.
+        shadow_doorbells: whether the host may keep doorbells in its memory.
+        fatal: called when the controller can no longer work: the host took away a queue's memory.
+
+    Attributes:
+        enabled: commands are processed.
+        sqs, cqs: the queues by identifier.
+        admin_handlers: by opcode; see `admin`.
+        errors, events, health, interrupts, io, memory, shadow: parts of it, see their files.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        namespaces: Namespaces,
+        background: Background,
+        *,
+        max_transfer: int,
+        max_qid: int,
+        shadow_doorbells: bool,
+        fatal: Callable[[], object],
+    ) -> None:
+        self.enabled = False
+        self.sqs: dict[int, SubmissionQueue] = {}
+        self.cqs: dict[int, CompletionQueue] = {}
+        self.admin_handlers: dict[int, Handler] = {}
+        self.namespaces = namespaces
+        self.background = background
+        self.memory = HostMemory(function.dma)
+        self.health = Health()
+        self.errors = ErrorLog()
+        self.events = Events(self.complete, self.fail)
+        self.interrupts = QueueInterrupts(function, self.cqs)
+        self.shadow = ShadowDoorbells(
+            function, self, self.memory, self.interrupts,
+            max_qid=max_qid, allowed=shadow_doorbells,
+        )  # fmt: skip
+        self.io = IoCommands(
+            self.memory, namespaces, self.health, background, self.finisher, max_transfer
+        )
+        self._function = function
+        self._fatal = fatal
+        self._engine = Engine(self.memory, namespaces, self.health, self._execute_io)
+        self._pending: dict[tuple[int, int], Command] = {}
+        self._resuming: list[SubmissionQueue] = []
+        self._running = False
+
+    # Reset and enable.
+
+    def start(self, page_size: int, sq: tuple[int, int], cq: tuple[int, int]) -> None:
+        """Process commands from now on.
+
+        Args:
+            page_size: bytes of a memory page.
+            sq, cq: address and entries of the admin queues.
+
+        Raises:
+            DmaError: they are not memory that the host allows.
+        """
+        dma = self._function.dma
+        self.memory.start(page_size)
+        self.cqs[ADMIN] = CompletionQueue(dma, ADMIN, *cq, vector=0, interrupts=True)
+        self.sqs[ADMIN] = SubmissionQueue(dma, ADMIN, *sq, self.cqs[ADMIN])
+        self.enabled = True
+
+    def stop(self) -> None:
+        """Reset: forget queues, commands, events and the host's memory (section 7.3.2)."""
+        self.enabled = False
+        self.shadow.stop()
+        self.interrupts.reset()
+        self.sqs.clear()
+        self.cqs.clear()
+        self.events.reset()
+        self.memory.drop()
+        self._pending.clear()
+        self._resuming.clear()
+
+    def memory_removed(self, address: int, size: int) -> None:
+        """The bus takes memory away."""
+        self.memory.removed(address, size)
+        in_use = list(self.shadow.memory)
+        in_use += [(sq.address, sq.bytes) for sq in self.sqs.values()]
+        in_use += [(cq.address, cq.bytes) for cq in self.cqs.values()]
+        for start, length in in_use:
+            if start < address + size and address < start + length:
+                log.warning("the host took away memory of a queue that is in use")
+                self._fail_fatally()
+                return
+
+    def _fail_fatally(self) -> None:
+        self.stop()
+        self._fatal()
+
+    # Doorbells (section 3.1.24 and 3.1.25).
+
+    def submission_doorbell(self, qid: int, tail: int) -> None:
+        """The host wrote a submission queue's tail."""
+        if not self.enabled:
+            return
+        sq = self.sqs.get(qid)
+        if sq is None:
+            self._doorbell_error(Event.INVALID_DOORBELL_REGISTER)
+            return
+        if self.shadow.active and qid:
+            # The value may be older than what the host has stored in memory meanwhile.
+            self.shadow.check(sq)
+        elif sq.move_tail(tail):
+            self.run(sq)
+        else:
+            self._doorbell_error(Event.INVALID_DOORBELL_VALUE)
+
+    def completion_doorbell(self, qid: int, head: int) -> None:
+        """The host wrote a completion queue's head."""
+        if not self.enabled:
+            return
+        cq = self.cqs.get(qid)
+        if cq is None:
+            self._doorbell_error(Event.INVALID_DOORBELL_REGISTER)
+        elif self.shadow.active and qid:
+            self.shadow.check_head(cq)
+        else:
+            self.take_head(cq, head)
+
+    def take_head(self, cq: CompletionQueue, head: int) -> None:
+        """The host's new head of a completion queue: what waited for room goes on."""
+        if not cq.move_head(head):
+            self._doorbell_error(Event.INVALID_DOORBELL_VALUE)
+            return
+        self.interrupts.taken(cq.vector)
+        self.settle(cq)
+        for sq in tuple(cq.users):
+            if sq.waiting and cq.room:
+                self.run(sq)
+
+    def invalid_doorbell(self) -> None:
+        """A value in the shadow doorbells is impossible."""
+        self._doorbell_error(Event.INVALID_DOORBELL_VALUE)
+
+    def _doorbell_error(self, event: Event) -> None:
+        self.errors.record()
+        self.events.report(event)
+
+    # Running a queue.
+
+    def run(self, sq: SubmissionQueue) -> None:
+        """Process what the host has submitted, as far as there is room for the completions."""
+        started = time.perf_counter()
+        self._running = True
+        try:
+            sq.fetch()
+            more = self._engine.run(sq) if sq.qid else self._run_admin(sq)
+        except DmaError as error:
+            log.warning("the queue %d is no memory of the host any more: %s", sq.qid, error)
+            self._fail_fatally()
+            return
+        finally:
+            self._running = False
+            self.health.busy += time.perf_counter() - started
+        sq.waiting = sq.head != sq.tail
+        self.settle(sq.cq)
+        if sq.qid and ADMIN in self.cqs:
+            self.settle(self.cqs[ADMIN])
+        if more and self.enabled:
+            self._resume_later(sq)
+
+    def _run_admin(self, sq: SubmissionQueue) -> bool:
+        while sq.head != sq.tail and sq.cq.room:
+            command = Command(sq.entries, sq.head * 64, ADMIN)
+            sq.head = (sq.head + 1) % sq.size
+            self._execute(sq, command, self.admin_handlers)
+        return False
+
+    def _execute_io(self, sq: SubmissionQueue, offset: int) -> int:
+        """See `Engine`."""
+        health = self.health
+        before = health.units_read + health.units_written
+        self._execute(sq, Command(sq.entries, offset, sq.qid), self.io.handlers)
+        return (health.units_read + health.units_written - before) * UNIT
+
+    def _execute(self, sq: SubmissionQueue, command: Command, handlers: dict[int, Handler]) -> None:
+        handler = handlers.get(command.opcode)
+        try:
+            if handler is None:
+                raise CommandError(Status.INVALID_OPCODE)
+            if command.flags & UNSUPPORTED_FLAGS:
+                raise CommandError(Status.INVALID_FIELD)
+            result = handler(command)
+            if result is not DEFERRED:
+                sq.cq.post(sq, command.cid, 0, result)
+        except Exception as error:
+            self.fail(command, self._command_error(error))
+
+    def _resume_later(self, sq: SubmissionQueue) -> None:
+        """Let register accesses and the other queues have their turn first."""
+        if not self._resuming:
+            self._function.after(0, self._resume)
+        if sq not in self._resuming:
+            self._resuming.append(sq)
+
+    def _resume(self) -> None:
+        queues, self._resuming = self._resuming, []
+        for sq in queues:
+            if self.sqs.get(sq.qid) is sq:
+                self.run(sq)
+
+    # Completing commands.
+
+    def complete(self, command: Command, result: int) -> None:
+        """Complete a deferred command; nothing happens when its queue is gone."""
+        self._post(command, 0, result)
+
+    def fail(self, command: Command, error: CommandError) -> None:
+        """Complete a command with an error, which the error log remembers."""
+        field = status_field(error.status)
+        self.errors.record(
+            field,
+            queue=command.queue,
+            command=command.cid,
+            namespace=command.nsid,
+            lba=error.lba,
+        )
+        log.info(
+            "command %#04x of queue %d failed: %s",
+            command.opcode, command.queue, error.status.name,
+        )  # fmt: skip
+        self._post(command, field, error.result)
+
+    def _post(self, command: Command, field: int, result: int) -> None:
+        sq = self.sqs.get(command.queue)
+        if sq is None:
+            return
+        sq.cq.post(sq, command.cid, field, result)
+        if not self._running:
+            self.settle(sq.cq)
+
+    def settle(self, cq: CompletionQueue) -> None:
+        """Show the host what was posted, and interrupt it, once for all of it."""
+        if not cq.fresh:
+            return
+        cq.fresh = False
+        try:
+            cq.publish()
+        except DmaError:
+            self._fail_fatally()
+            return
+        self.interrupts.notify(cq)
+
+    # Deferred commands.
+
+    def finisher(self, command: Command, then: Callable[[], int] | None = None) -> Done:
+        """What completes a deferred command when work in the background is done.
+
+        Args:
+            command: the command; it can be aborted by the deletion of its queue until then.
+            then: called after successful work; returns dword 0, or raises what handlers raise.
+
+        Raises:
+            CommandError: another deferred command of the queue has the same identifier.
+        """
+        key = (command.queue, command.cid)
+        if key in self._pending:
+            raise CommandError(Status.COMMAND_ID_CONFLICT)
+        self._pending[key] = command
+
+        def done(error: BaseException | None) -> None:
+            if self._pending.get(key) is not command:
+                return
+            del self._pending[key]
+            try:
+                if error is not None:
+                    raise error
+                self.complete(command, then() if then is not None else 0)
+            except Exception as problem:
+                self.fail(command, self._command_error(problem))
+
+        return done
+
+    def abort_pending(self, qid: int) -> None:
+        """The submission queue is being deleted: complete its deferred commands (section 5.6)."""
+        for key, command in list(self._pending.items()):
+            if command.queue == qid:
+                del self._pending[key]
+                self.fail(command, CommandError(Status.ABORTED_SQ_DELETION))
+
+    def _command_error(self, error: Exception) -> CommandError:
+        """What the host is told of an exception; our own mistakes are reported as such."""
+        match error:
+            case CommandError():
+                return error
+            case DmaError():
+                return CommandError(Status.DATA_TRANSFER_ERROR)
+            case OSError():
+                log.warning("access to the store failed: %s", error)
+                return CommandError(status_of_write_error(error))
+            case _:
+                self._function.endpoint.report("command", error)
+                return CommandError(Status.INTERNAL_ERROR)

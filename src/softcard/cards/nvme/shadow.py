@@ -1,0 +1,191 @@
+"""Doorbells in memory (NVMe 1.4, sections 5.7 and 7.13).
+
+The host stores its tails and heads in one page of its memory, and writes a doorbell register only
+where the value passes the index that the controller has stored in another. While the card's loop
+polls, those indexes lie behind the host, and it writes no registers at all; before the loop sleeps,
+they are put right ahead of it.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+from typing import Protocol
+
+from softcard.cards.nvme.command import AdminOpcode, Command, Handler
+from softcard.cards.nvme.interrupts import QueueInterrupts
+from softcard.cards.nvme.memory import HostMemory
+from softcard.cards.nvme.queues import CompletionQueue, SubmissionQueue
+from softcard.cards.nvme.status import CommandError, Status
+from softcard.model.function import Function
+
+# The protocol needs the store of an index to be seen before a tail is loaded. On these processors
+# taking a lock has that effect; Python offers nothing that promises it on the others.
+STRONG_MACHINES = frozenset({"x86_64", "AMD64", "i686", "i386"})
+PAIR_SIZE = 8
+
+
+class Queues(Protocol):
+    """Whose doorbells these are."""
+
+    sqs: dict[int, SubmissionQueue]
+
+    def run(self, sq: SubmissionQueue) -> None:
+        """Process what the host has submitted."""
+
+    def take_head(self, cq: CompletionQueue, head: int) -> None:
+        """The host took completions."""
+
+    def invalid_doorbell(self) -> None:
+        """The host stored an impossible value."""
+
+
+class ShadowDoorbells:
+    """Both pages of memory, and the poller that reads one of them.
+
+    The admin queues have no part in it: their doorbells are registers always.
+
+    Args:
+        function: the card.
+        queues: whose doorbells these are.
+        memory: the host's memory.
+        interrupts: says whether a level is to be released when completions are taken.
+        max_qid: the highest identifier of a queue.
+        allowed: whether the host may use them at all.
+
+    Attributes:
+        active: the host has given the memory.
+        memory: address and length of what is used of the pages.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        queues: Queues,
+        memory: HostMemory,
+        interrupts: QueueInterrupts,
+        *,
+        max_qid: int,
+        allowed: bool,
+    ) -> None:
+        self.active = False
+        self.memory: list[tuple[int, int]] = []
+        self.handlers: dict[int, Handler] = {AdminOpcode.DOORBELL_BUFFER_CONFIG: self._configure}
+        self._function = function
+        self._queues = queues
+        self._memory = memory
+        self._interrupts = interrupts
+        self._length = (max_qid + 1) * PAIR_SIZE
+        self._allowed = allowed and platform.machine() in STRONG_MACHINES
+        self._polled: tuple[SubmissionQueue, ...] = ()
+        self._fence = threading.Lock()
+        self._forget()
+
+    @property
+    def supported(self) -> bool:
+        """Whether the command is offered: the bus must share the host's memory."""
+        return self._allowed and self._function.dma.shared
+
+    def _forget(self) -> None:
+        self._values = self._events = memoryview(bytearray(self._length)).cast("I")
+        self.memory = []
+        self._polled = ()
+
+    def _configure(self, command: Command) -> int:
+        if not self.supported:
+            raise CommandError(Status.INVALID_OPCODE)
+        if (command.prp1 | command.prp2) & (self._memory.page_size - 1):
+            raise CommandError(Status.INVALID_FIELD)
+        values, events = (
+            self._function.dma.map(address, self._length).cast("I")
+            for address in (command.prp1, command.prp2)
+        )
+        self.stop()
+        self._values, self._events = values, events
+        self.memory = [(command.prp1, self._length), (command.prp2, self._length)]
+        self.active = True
+        self.update()
+        self.arm()
+        self._function.poll(self)
+        return 0
+
+    def stop(self) -> None:
+        """The controller was reset: the memory is no longer used."""
+        if self.active:
+            self.active = False
+            self._function.unpoll(self)
+            self._forget()
+
+    def update(self) -> None:
+        """Queues were created or deleted. What the memory holds for a new one is from before its
+        time, and means nothing until it changes."""
+        if not self.active:
+            return
+        self._polled = tuple(sq for qid, sq in self._queues.sqs.items() if qid)
+        for sq in self._polled:
+            if sq.shadow_tail is None:
+                sq.shadow_tail = self._values[2 * sq.qid]
+            if sq.cq.shadow_head is None:
+                sq.cq.shadow_head = self._values[2 * sq.cq.qid + 1]
+
+    # Looking.
+
+    def check(self, sq: SubmissionQueue) -> bool:
+        """Run a queue whose tail has moved; whether it has."""
+        tail = self._values[2 * sq.qid]
+        if tail == sq.shadow_tail:
+            return False
+        sq.shadow_tail = tail
+        self.check_head(sq.cq)
+        if sq.move_tail(tail):
+            self._queues.run(sq)
+        else:
+            self._queues.invalid_doorbell()
+        return True
+
+    def check_head(self, cq: CompletionQueue) -> bool:
+        """Take the head of a completion queue if it has moved; whether it has."""
+        head = self._values[2 * cq.qid + 1]
+        if head == cq.shadow_head:
+            return False
+        cq.shadow_head = head
+        self._queues.take_head(cq, head)
+        return True
+
+    # The loop's poller.
+
+    def poll(self) -> bool:
+        """See `Poller.poll`."""
+        if not self._function.dma.allowed:
+            return False
+        values, busy = self._values, False
+        heads = self._interrupts.raised
+        for sq in self._polled:
+            if values[2 * sq.qid] != sq.shadow_tail:
+                busy = self.check(sq)
+            elif (heads or sq.waiting) and self.check_head(sq.cq):
+                busy = True
+        return busy
+
+    def arm(self) -> bool:
+        """See `Poller.arm`."""
+        if not self._function.dma.allowed:
+            return False
+        events = self._events
+        heads = self._interrupts.raised
+        for sq in self._polled:
+            if sq.shadow_tail is not None:
+                events[2 * sq.qid] = sq.shadow_tail
+            if (heads or sq.waiting) and sq.cq.shadow_head is not None:
+                events[2 * sq.cq.qid + 1] = sq.cq.shadow_head
+        with self._fence:
+            pass
+        return self.poll()
+
+    def disarm(self) -> None:
+        """See `Poller.disarm`."""
+        if not self._function.dma.allowed:
+            return
+        events = self._events
+        for sq in self._polled:
+            events[2 * sq.qid] = (sq.tail - 1) % sq.size
