@@ -1,0 +1,124 @@
+"""Where kernels are kept: one folder for each digest, found without looking at anything else."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from softcard.errors import UsageError
+from softcard.guest.kernel.kernel import IMAGE, MANIFEST, Kernel, load
+from softcard.guest.kernel.recipe import Recipe, recipe
+from softcard.guest.kernel.source import SETTING, Source, source_from
+
+DIGEST_LENGTH = 16
+
+
+def cache_folder() -> Path:
+    """The folder for kernels, per user.
+
+    Raises:
+        UsageError: there is no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base and Path(base).is_absolute():
+        return Path(base) / "softcard" / "kernel"
+    try:
+        return Path.home() / ".cache" / "softcard" / "kernel"
+    except RuntimeError:
+        raise UsageError(
+            "there is no home folder to keep the kernel in: set HOME or XDG_CACHE_HOME"
+        ) from None
+
+
+def prebuilt_folder() -> Path:
+    """Where a wheel carries a kernel, if it does."""
+    return Path(__file__).parent / "prebuilt"
+
+
+def kernel_digest(made_from: Recipe, source: Source) -> str:
+    """Names the kernel that this recipe and this source give."""
+    text = f"{made_from.digest} {source.identity}"
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def find(flavour: str, source_setting: str | None) -> Kernel | None:
+    """The kernel that is there already; see `find_kernel`."""
+    made_from = recipe(flavour)
+    if source_setting is None and SETTING not in os.environ:
+        prebuilt = find_prebuilt(made_from)
+        if prebuilt is not None:
+            return prebuilt
+    return load(cache_folder() / kernel_digest(made_from, source_from(source_setting)))
+
+
+def find_prebuilt(made_from: Recipe) -> Kernel | None:
+    """The kernel of the wheel, if its recipe is the present one."""
+    folder = prebuilt_folder()
+    try:
+        digest = (folder / "recipe").read_text().strip()
+    except FileNotFoundError:
+        return None
+    if digest != made_from.digest:
+        return None
+    # Some installers lose the mode; a wheel in a read-only place then cannot be helped.
+    image = folder / IMAGE
+    if not os.access(image, os.X_OK):
+        with contextlib.suppress(OSError):
+            image.chmod(0o755)
+    return load(folder)
+
+
+@contextlib.contextmanager
+def lock(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Keep other processes from building the same kernel; `waiting` is told if one already does."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            waiting(f"process {file.read().strip() or '?'} is building this kernel, waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def kept() -> list[Kernel]:
+    """Every kernel in the cache."""
+    found = (load(path.parent) for path in sorted(cache_folder().glob(f"*/{MANIFEST}")))
+    return [kernel for kernel in found if kernel is not None]
+
+
+def clean(keep: Path | None = None) -> int:
+    """Remove kernels, sources and what broken-off builds have left, except the kernel `keep`.
+
+    Returns:
+        How many bytes that has freed.
+    """
+    freed = 0
+    for path in sorted(cache_folder().glob("*")):
+        if keep is not None and path == keep:
+            continue
+        freed += size_of(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return freed
+
+
+def size_of(path: Path) -> int:
+    """Bytes on disk of a file or of everything in a folder."""
+    total = path.lstat().st_blocks * 512
+    if path.is_dir() and not path.is_symlink():
+        for folder, _, names in os.walk(path):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    total += (Path(folder) / name).lstat().st_blocks * 512
+    return total
