@@ -14,8 +14,9 @@ class Interrupts:
     """The interrupt logic of one function (PCI Express Base 6.0, sections 6.1 and 7.7).
 
     MSI and MSI-X vectors are edges: each `signal` sends one message, or sets the pending bit while
-    the vector is masked or bus mastering is off, and the message goes out when that ends. INTx is
-    a level: the line stays asserted while any signalled vector has not been released.
+    the vector is masked, bus mastering is off or the function sleeps, and the message goes out
+    when that ends. INTx is a level: the line stays asserted while any signalled vector has not
+    been released.
     """
 
     def __init__(self, config: ConfigSpace, msi: Msi | None, msix: MsiX | None) -> None:
@@ -27,6 +28,7 @@ class Interrupts:
         self._lock = threading.RLock()
         self._levels: set[int] = set()
         self._line = False
+        self._awake = True
         self._msi_pending = 0
         self.vectors = msix.vectors if msix else msi.vectors if msi else 1
         controls: list[Register | None] = [msi.control, msi.mask] if msi is not None else []
@@ -55,7 +57,7 @@ class Interrupts:
             if msix is not None and msix.control.enable:
                 if self._bus_owns_msix:
                     upstream.vector(vector)
-                elif msix.masked(vector) or not self._config.header.command.bus_master:
+                elif msix.masked(vector) or not self._may_send:
                     msix.set_pending(vector, True)
                 else:
                     upstream.message(*msix.message(vector))
@@ -75,7 +77,11 @@ class Interrupts:
 
     def _msi_held(self, msi: Msi, vector: int) -> bool:
         masked = msi.mask is not None and msi.mask.value >> vector & 1
-        return bool(masked) or not self._config.header.command.bus_master
+        return bool(masked) or not self._may_send
+
+    @property
+    def _may_send(self) -> bool:
+        return self._awake and self._config.header.command.bus_master != 0
 
     def _set_msi_pending(self, msi: Msi, pending: int) -> None:
         self._msi_pending = pending
@@ -95,10 +101,9 @@ class Interrupts:
             upstream = self._upstream
             if upstream is None:
                 return
-            master = self._config.header.command.bus_master
             msix, msi = self._msix, self._msi
             if msix is not None and msix.control.enable:
-                for vector in msix.pending_unmasked() if master else ():
+                for vector in msix.pending_unmasked() if self._may_send else ():
                     msix.set_pending(vector, False)
                     upstream.message(*msix.message(vector))
             elif msi is not None and msi.control.enable and self._msi_pending:
@@ -115,10 +120,16 @@ class Interrupts:
         )
         wanted = bool(self._levels) and not messages and bool(header.interrupt_pin.value)
         header.status.interrupt_status = wanted
-        line = wanted and not header.command.intx_disable
+        line = wanted and self._awake and not header.command.intx_disable
         if line != self._line and self._upstream is not None:
             self._line = line
             self._upstream.intx(line)
+
+    def set_awake(self, awake: bool) -> None:
+        """Outside D0 a function sends no requests and asserts no line (section 5.3.1)."""
+        with self._lock:
+            self._awake = awake
+            self.update()
 
     def reset(self) -> None:
         """Nothing signalled, nothing pending, the line released."""
