@@ -48,8 +48,13 @@ class Card(Function):
         Raises:
             PlugError: it is in a slot already, or asks for what a bus with these features cannot
                 do.
+            DeclarationError: its constructor left out that of its base class.
         """
         name = type(self).__name__
+        if not hasattr(self, "functions"):
+            raise DeclarationError(
+                f"{name}.__init__ does not call super().__init__(), which makes the card"
+            )
         if self._in_slot:
             raise PlugError(f"{name} is plugged in already: unplug it first, or make another")
         if len(self.functions) > features.max_functions:
@@ -75,10 +80,10 @@ class Card(Function):
         """Power is on: the card's code runs on `loop`, with one upstream for each function."""
         self.current_loop = loop
         for function, upstream in zip(self.functions, upstreams, strict=True):
-            function.endpoint.connect(upstream)
+            function.link.connect(upstream)
 
     def unplugged(self) -> None:
         """Power is off: a bus has unplugged the card."""
         for function in self.functions:
-            function.endpoint.disconnect()
+            function.link.disconnect()
         self.current_loop = None

@@ -205,8 +205,8 @@ class Function:
 
     @property
     def in_multi_function_card(self) -> bool:
-        """Whether the card has more functions than this one."""
-        return False
+        """Whether the card has other functions; one that is not function 0 is never alone."""
+        return True
 
     @property
     def supports_flr(self) -> bool:

@@ -105,10 +105,10 @@ class CardServer:
 
     def _serve(self, stream: socket.socket) -> None:
         loop = CardLoop()
-        connection = Connection(stream, self.card.endpoint, loop.stop)
+        connection = Connection(stream, self.card.link, loop.stop)
         loop.set_exception_handler(self._report)
         self.card.plugged(loop, [connection.device])
-        self.card.endpoint.reset(ResetKind.POWER_ON)
+        self.card.link.reset(ResetKind.POWER_ON)
         with self._lock:
             self._loop, self._connection = loop, connection
         self._changed(True)
