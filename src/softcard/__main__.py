@@ -1,0 +1,5 @@
+"""`python -m softcard`."""
+
+from softcard.cli import main
+
+main()

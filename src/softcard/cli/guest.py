@@ -1,0 +1,154 @@
+"""The options that a guest is started with, and starting it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from softcard.cli.options import FromText
+from softcard.cli.output import err
+from softcard.errors import UsageError
+from softcard.model.options import Size
+
+if TYPE_CHECKING:
+    from softcard.bus.uml import UmlBus
+    from softcard.guest.kernel import Kernel
+    from softcard.guest.uml import UmlGuest
+
+F = TypeVar("F", bound=Callable[..., Any])
+READY = ("uml",)
+PLANNED = {
+    "vfio-user": "it is planned, not built yet",
+    "host": "it is planned, not built yet",
+    "simulated": "it has no guest; unit tests drive it from Python, see softcard.bus.simulated",
+}
+
+
+@dataclass(frozen=True)
+class GuestOptions:
+    """What the user has asked of the guest."""
+
+    bus: str
+    memory: int
+    log: bool
+    modules: tuple[Path, ...]
+    kernel_arguments: tuple[str, ...]
+    completion_timeout: float
+
+
+def guest_options(command: F) -> F:
+    """Decorates a command with the guest's options; it gets them as `GuestOptions(...)` fields."""
+    for option in reversed(
+        (
+            click.option(
+                "--bus", default="uml", show_default=True, metavar="BUS",
+                help="Where the card is plugged in.",
+            ),
+            click.option(
+                "--memory", type=FromText(Size), default="512M", show_default=True,
+                help="The guest's memory, taken only as far as it is used.",
+            ),
+            click.option(
+                "--module", "modules", multiple=True, metavar="FILE",
+                type=click.Path(path_type=Path),
+                help="Load this kernel module (.ko) first; may be repeated.",
+            ),
+            click.option(
+                "--kernel-arg", "kernel_arguments", multiple=True, metavar="WORD",
+                help="A word for the kernel's command line; may be repeated.",
+            ),
+            completion_timeout_option,
+            click.option(
+                "-v", "--log", is_flag=True, help="Print the kernel's log, and more of the card's.",
+            ),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+completion_timeout_option = click.option(
+    "--completion-timeout", type=click.FloatRange(min=0), default=5.0, show_default=True,
+    metavar="SECONDS",
+    help="How long a register read may take before the driver gets all-ones; 0 for no limit, as "
+    "for a debugger.",
+)  # fmt: skip
+
+
+def check_bus(name: str) -> None:
+    """Raise `UsageError` unless the command line can use this bus."""
+    if name in PLANNED:
+        raise UsageError(f"--bus {name} cannot be used here: {PLANNED[name]}; use --bus uml")
+    if name not in READY:
+        raise UsageError(
+            f"there is no bus {name}: the buses are {', '.join((*READY, *PLANNED))}; use --bus uml"
+        )
+
+
+def check_modules(modules: tuple[Path, ...]) -> None:
+    """Raise `UsageError` unless all of these can be loaded."""
+    for module in modules:
+        if not module.is_file():
+            raise UsageError(
+                f"module {module} does not exist: softcard kernel modules DIR builds those in a "
+                "folder"
+            )
+
+
+def ready_kernel() -> Kernel:
+    """The embedded Linux's kernel, built with a progress bar when that has not been done."""
+    from softcard.guest.kernel import ensure_kernel, find_kernel
+
+    kernel = find_kernel()
+    if kernel is not None:
+        return kernel
+    from softcard.cli.progress import progress_bar
+
+    err().print("The embedded Linux is built now; this happens once, and takes some minutes.")
+    with progress_bar() as progress:
+        return ensure_kernel(progress)
+
+
+@contextmanager
+def booted(bus: UmlBus, options: GuestOptions) -> Iterator[UmlGuest]:
+    """A guest behind `bus`, with its modules loaded."""
+    from softcard.guest.uml import UmlGuest
+
+    kernel = ready_kernel()
+    with UmlGuest(
+        bus,
+        kernel=kernel,
+        memory=int(options.memory),
+        arguments=options.kernel_arguments,
+        echo=_print_log_line if options.log else None,
+    ) as guest:
+        for module in options.modules:
+            guest.load_module(module)
+        yield guest
+
+
+def _print_log_line(line: str) -> None:
+    err().print(line, style="dim", markup=False)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the process by way of every `finally`."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    saved = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)

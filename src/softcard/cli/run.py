@@ -1,0 +1,242 @@
+"""`softcard run`: a card in an embedded Linux, and something to do there."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from softcard.cli.card_command import (
+    REMOTE,
+    CardCommand,
+    class_of,
+    command_of,
+    source_of,
+)
+from softcard.cli.errors import reported, show_log
+from softcard.cli.guest import (
+    GuestOptions,
+    booted,
+    check_bus,
+    check_modules,
+    ended_by_signals,
+    guest_options,
+)
+from softcard.cli.options import make_card
+from softcard.cli.output import err
+from softcard.cli.source import CardFile, Source
+from softcard.errors import GuestError, UsageError
+from softcard.model.card import Card
+
+if TYPE_CHECKING:
+    from softcard.bus.uml import UmlSlot
+    from softcard.guest.channel import Process
+    from softcard.guest.uml import UmlGuest
+
+CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Action:
+    """What is done in the guest: a command, a shell, or nothing but waiting."""
+
+    command: list[str]
+    shell: bool
+
+
+class RunCommand(CardCommand):
+    """`softcard run`."""
+
+    takes_remote = True
+    takes_command = True
+
+
+def _parameters(cls: type[CardCommand], name: str, text: str) -> click.Command:
+    """A command with the parameters of `softcard run`."""
+
+    @click.command(name, cls=cls, help=text)
+    @click.argument("card", metavar="CARD")
+    @click.argument("rest", nargs=-1, metavar="[-- COMMAND...]")
+    @click.option("--shell", is_flag=True, help="Open a shell in the guest.")
+    @click.option(
+        "--reload", is_flag=True,
+        help="Plug the card in again whenever its file is saved; the guest stays up.",
+    )  # fmt: skip
+    @guest_options
+    @click.pass_context
+    def command(
+        ctx: click.Context, /, rest: tuple[str, ...], shell: bool, reload: bool, **parameters: Any
+    ) -> int:
+        _refuse_rest(ctx, rest)
+        options = GuestOptions(**{n: parameters[n] for n in GuestOptions.__annotations__})
+        action = Action(command_of(ctx), shell)
+        source = source_of(ctx)
+        if shell and action.command:
+            raise click.UsageError("--shell and a command exclude each other", ctx)
+        if reload and (source is None or source.file is None):
+            raise UsageError("--reload needs a card in a file: there is nothing here to save")
+        check_bus(options.bus)
+        check_modules(options.modules)
+        if source is None:
+            path = Path(parameters["card"].removeprefix(REMOTE))
+            return run_remote(path, options, action)
+        card = make_card(class_of(ctx), parameters, source.file)
+        return run_card(card, source, options, action, parameters if reload else None)
+
+    return command
+
+
+run = _parameters(
+    RunCommand,
+    "run",
+    """Plug CARD into an embedded Linux and do something there.
+
+    CARD is a Python file (printer.py, or printer.py:Printer where it has several), a card that is
+    shipped (softcard cards lists them), or uml:SOCKET for one that softcard serve serves. It has
+    options of its own: softcard run nvme --help shows them.
+
+    \b
+    softcard run printer.py --shell
+    softcard run nvme --size 1G -- mkfs.ext4 /dev/nvme0n1
+    softcard run printer.py --reload --shell
+
+    The exit status is that of the command or the shell. Without either, the guest runs until
+    Ctrl-C.
+    """,
+)
+
+
+def run_from_file(card: type[Card]) -> None:
+    """The command line of a card's own file; ends the process."""
+    main = sys.modules["__main__"]
+    file = Path(str(main.__file__)).resolve()
+
+    class OwnCommand(RunCommand):
+        given = _OwnFile(file.name, file, card.__name__, card)
+
+    command = _parameters(OwnCommand, file.name, f"Plug {card.__name__} into an embedded Linux.")
+    with reported() as outcome:
+        result = command.main(prog_name=f"python {file.name}", standalone_mode=False)
+        outcome.status = result if isinstance(result, int) else 0
+    sys.exit(outcome.status)
+
+
+@dataclass(frozen=True)
+class _OwnFile(CardFile):
+    """The file that Python runs: its class is there already, and is not loaded a second time."""
+
+    loaded: type[Card] | None = None
+
+    def load(self) -> type[Card]:
+        """See `Source`."""
+        assert self.loaded is not None
+        return self.loaded
+
+
+def run_card(
+    card: Card,
+    source: Source,
+    options: GuestOptions,
+    action: Action,
+    reload_with: dict[str, Any] | None,
+) -> int:
+    """Run a card of this process; the exit status.
+
+    Args:
+        card: the card.
+        source: where its class comes from.
+        options: the guest's options.
+        action: what to do in the guest.
+        reload_with: the parameters to construct it with when its file changes; None for no reload.
+    """
+    from softcard.bus.uml import UmlBus
+
+    show_log(options.log)
+    with ended_by_signals(), UmlBus(completion_timeout=options.completion_timeout) as bus:
+        slot = bus.plug(card)
+        with booted(bus, options) as guest:
+            reloading = (
+                nullcontext() if reload_with is None else _reloading(slot, source, reload_with)
+            )
+            with reloading:
+                return perform(action, guest, slot)
+
+
+def run_remote(path: Path, options: GuestOptions, action: Action) -> int:
+    """Run a card that another process serves; the exit status."""
+    from softcard.bus.uml import UmlBus
+
+    show_log(options.log)
+    with ended_by_signals(), UmlBus(completion_timeout=options.completion_timeout) as bus:
+        slot = bus.plug_socket(path)
+        with booted(bus, options) as guest:
+            return perform(action, guest, slot)
+
+
+def perform(action: Action, guest: UmlGuest, slot: UmlSlot) -> int:
+    """Do what the user wants in the guest; the exit status."""
+    if action.command:
+        return run_command(guest, action.command)
+    if action.shell:
+        err().print(f"The card is at {slot.address}; exit ends the guest.", style="dim")
+        return guest.shell()
+    err().print(
+        f"The card is at {slot.address}, and the guest runs until Ctrl-C. "
+        "To do something there, add --shell, or -- and a command.", style="dim",
+    )  # fmt: skip
+    status = guest.process.wait()
+    raise GuestError(
+        f"the guest has ended (status {status}); its log ends with:\n{guest.log.tail()}"
+    )
+
+
+def run_command(guest: UmlGuest, command: list[str]) -> int:
+    """Run a command with this process's own standard streams; its exit status."""
+    process = guest.start(command)
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        process.end_input()
+    else:
+        threading.Thread(
+            target=_forward_input, args=(process, sys.stdin.fileno()), name="input", daemon=True
+        ).start()
+    return process.wait(
+        None, lambda data: _write(sys.stdout, data), lambda data: _write(sys.stderr, data)
+    )
+
+
+def _forward_input(process: Process, fd: int) -> None:
+    try:
+        while data := os.read(fd, CHUNK):
+            process.write(data)
+        process.end_input()
+    except (GuestError, OSError):
+        pass  # the guest has ended, and whoever waits for the command hears of that
+
+
+def _write(stream: Any, data: bytes) -> None:
+    # The card may print to the same stream.
+    stream.flush()
+    stream.buffer.write(data)
+    stream.buffer.flush()
+
+
+@contextmanager
+def _reloading(slot: UmlSlot, source: Source, parameters: dict[str, Any]) -> Iterator[None]:
+    from softcard.cli.reload import Reloader
+
+    with Reloader(slot, source, parameters):
+        yield
+
+
+def _refuse_rest(ctx: click.Context, rest: tuple[str, ...]) -> None:
+    if rest:
+        raise click.UsageError(
+            f"what is {rest[0]}? To run a command in the guest, put -- before it", ctx
+        )
