@@ -20,9 +20,12 @@ from softcard.model.options import Size
 
 if TYPE_CHECKING:
     from softcard.bus.uml import UmlBus
+    from softcard.guest.guest import Guest
     from softcard.guest.kernel import Kernel
     from softcard.guest.uml import UmlGuest
 
+# The guest sees this machine's files, but not those in these folders.
+HIDDEN = ("/tmp", "/run", "/dev")
 F = TypeVar("F", bound=Callable[..., Any])
 READY = ("uml",)
 PLANNED = {
@@ -131,8 +134,18 @@ def booted(bus: UmlBus, options: GuestOptions) -> Iterator[UmlGuest]:
         echo=_print_log_line if options.log else None,
     ) as guest:
         for module in options.modules:
-            guest.load_module(module)
+            load_module(guest, module)
         yield guest
+
+
+def load_module(guest: Guest, module: Path) -> None:
+    """Load a module of this machine, also from a folder that the guest has one of its own of."""
+    module = module.resolve()
+    if any(module.is_relative_to(folder) for folder in HIDDEN):
+        inside = Path("/run") / module.name
+        guest.run(["/bin/sh", "-c", 'cat > "$0"', str(inside)], input=module.read_bytes())
+        module = inside
+    guest.load_module(module)
 
 
 def _print_log_line(line: str) -> None:
