@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
+import re
 import signal
 import socket
 import struct
@@ -32,6 +34,10 @@ MCONSOLE_REPLY = struct.Struct("<III")
 PR_SET_PDEATHSIG = 1
 # The card must be allowed to be slow, or stopped in a debugger: softcard has its own time-out.
 NO_DELAY_LIMIT = 0x7FFFFFFF
+SECCOMP_WORKS = "seccomp filters can be installed...OK"
+FORBIDDEN = re.compile(r"check_(ptrace|sysemu)|(start|stop)_ptraced_child")
+
+log = logging.getLogger("softcard.guest")
 
 
 class UmlGuest(Guest):
@@ -130,6 +136,16 @@ class UmlGuest(Guest):
             )
         if self._channel.gone:
             raise GuestError(self._why_gone())
+        if not self.uses_seccomp:
+            log.warning(
+                "this machine lets nobody install seccomp filters: the guest uses ptrace, which "
+                "is slower"
+            )
+
+    @property
+    def uses_seccomp(self) -> bool:
+        """Whether the kernel runs its processes by seccomp; otherwise it uses ptrace."""
+        return any(SECCOMP_WORKS in line for line in self.log.lines)
 
     def _why_gone(self) -> str:
         if self._ending:
@@ -139,6 +155,12 @@ class UmlGuest(Guest):
         except subprocess.TimeoutExpired:
             return f"the guest's agent has ended; the kernel log ends with:\n{self.log.tail()}"
         self.log.join(1)
+        if any(FORBIDDEN.match(line) for line in self.log.lines):
+            return (
+                "this machine forbids both seccomp and ptrace, and the guest needs one of them: "
+                "in a container, allow it with --cap-add SYS_PTRACE or a seccomp profile; its log "
+                f"ends with:\n{self.log.tail()}"
+            )
         return f"the guest has died (status {status}); its log ends with:\n{self.log.tail()}"
 
     def __enter__(self) -> Self:
