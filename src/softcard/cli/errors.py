@@ -27,6 +27,10 @@ LIBRARIES = tuple(
 )
 
 
+class CardCodeError(Exception):
+    """The card's own code raised an exception, its `__cause__`, before it was plugged in."""
+
+
 @dataclass
 class Outcome:
     """What the process ends with."""
@@ -37,8 +41,6 @@ class Outcome:
 @contextmanager
 def reported() -> Iterator[Outcome]:
     """Tell every expected error on standard error, and turn it into an exit status."""
-    from softcard.cli.source import CardCodeError
-
     outcome = Outcome()
     try:
         yield outcome
@@ -76,7 +78,6 @@ def tell(message: str) -> None:
 
 def show_user_frames(error: BaseException) -> None:
     """Print a traceback without the frames of softcard and of libraries."""
-    # A card's file may have changed since it was imported.
     kept = _user_frames(error.__traceback__)
     if err().is_terminal:
         from rich.traceback import Traceback

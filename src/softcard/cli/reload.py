@@ -10,10 +10,10 @@ from typing import Self
 import watchfiles
 
 from softcard.bus.uml import UmlSlot
-from softcard.cli.errors import show_user_frames, tell
+from softcard.cli.errors import CardCodeError, show_user_frames, tell
 from softcard.cli.options import card_options, make_card
 from softcard.cli.output import err
-from softcard.cli.source import CardCodeError, CardFile, Source
+from softcard.cli.source import CardFile, Source
 from softcard.errors import DeclarationError, GuestError, SoftcardError, UsageError
 from softcard.model.card import Card
 

@@ -18,14 +18,11 @@ from types import ModuleType
 from typing import Protocol
 
 import softcard.cards
+from softcard.cli.errors import CardCodeError
 from softcard.errors import DeclarationError, UsageError
 from softcard.model.card import Card
 
 PACKAGE = Path(softcard.__file__).parent
-
-
-class CardCodeError(Exception):
-    """The card's own code raised an exception, its `__cause__`, before it was plugged in."""
 
 
 class Source(Protocol):
