@@ -201,8 +201,14 @@ class UmlGuest(Guest):
         if answer:
             raise GuestError(f"the guest refuses the card at {path}: {answer}")
 
-    def _mconsole(self, command: str) -> str:
-        """A request to the kernel's management console; the text of its answer."""
+    def remove_card(self, number: int, timeout: float) -> None:
+        """Have the drivers let go of platform device `number`."""
+        answer = self._mconsole(f"remove virtio_uml.device{number}", timeout)
+        if answer:
+            raise GuestError(f"the guest does not let go of the card in slot {number}: {answer}")
+
+    def _mconsole(self, command: str, timeout: float = END_TIMEOUT) -> str:
+        """A request to the kernel's management console; what went wrong, or nothing."""
         text = command.encode()
         if len(text) >= MCONSOLE_TEXT:
             raise GuestError(f"the command for the guest's console is too long: {command}")
@@ -211,7 +217,7 @@ class UmlGuest(Guest):
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as console,
         ):
             console.bind(f"{folder}/s")
-            console.settimeout(END_TIMEOUT)
+            console.settimeout(timeout)
             request = MCONSOLE.pack(MCONSOLE_MAGIC, MCONSOLE_VERSION, len(text))
             try:
                 console.sendto(

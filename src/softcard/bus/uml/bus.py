@@ -21,11 +21,11 @@ class Linux(Protocol):
     def add_card(self, socket: Path, number: int) -> None:
         """Connect the card at `socket`, as platform device `number`."""
 
+    def remove_card(self, number: int, timeout: float) -> None:
+        """Have the drivers let go of platform device `number`; raises `GuestError`."""
+
     def wait_for_path(self, path: str, *, exists: bool, timeout: float) -> None:
         """Wait until a file of sysfs exists, or does no longer; raises `GuestError`."""
-
-    def write_file(self, path: str, text: str) -> None:
-        """Write a file of sysfs; raises `GuestError`."""
 
 
 class UmlBus:
@@ -153,14 +153,15 @@ class UmlSlot:
         self._linux().wait_for_path(self.sysfs, exists=True, timeout=timeout)
 
     def unplug(self, timeout: float = TIMEOUT) -> None:
-        """Orderly removal: the driver is asked to let go, then the card is taken out.
+        """Orderly removal: the driver lets go while the card still answers, then it is taken out.
 
         Raises:
+            PlugError: the slot is empty already.
             GuestError: the driver does not let go within `timeout` seconds; the card stays.
         """
+        self._check_occupied()
         if self.bus.linux is not None:
-            self.bus.linux.write_file(f"{self.sysfs}/remove", "1")
-            self.bus.linux.wait_for_path(self.sysfs, exists=False, timeout=timeout)
+            self.bus.linux.remove_card(self.number, timeout)
         self.pull(timeout)
 
     def pull(self, timeout: float = TIMEOUT) -> None:
@@ -171,11 +172,14 @@ class UmlSlot:
             GuestError: the guest does not notice within `timeout` seconds; a card that another
                 process serves goes only when that process ends.
         """
-        if self.bus._slots.get(self.number) is not self:
-            raise PlugError(f"slot {self.number} is empty: its card is unplugged already")
+        self._check_occupied()
         self.abandon()
         self.wait_until_gone(timeout)
         self.bus.release(self)
+
+    def _check_occupied(self) -> None:
+        if self not in self.bus.slots:
+            raise PlugError(f"slot {self.number} is empty: its card is unplugged already")
 
     def wait_until_gone(self, timeout: float = TIMEOUT) -> None:
         """Wait until the guest has removed the card, after a pull or its server's death."""
