@@ -21,7 +21,7 @@ from softcard.bus.uml.memory import GuestMemory
 from softcard.bus.uml.vring import DESC_F_NEXT, DESC_F_WRITE, Vring
 from softcard.errors import DmaError
 from softcard.model.atomic import apply_atomic
-from softcard.model.link import AtomicOp, Downstream, LinkFeatures, all_ones
+from softcard.model.link import AtomicOp, Downstream, LinkFeatures
 
 log = logging.getLogger("softcard.bus.uml")
 
@@ -34,6 +34,7 @@ INTA = 1
 # The guest has 20 buffers for posted writes; it waits for each further one until it is told that
 # some are free.
 WRITES_BEFORE_CALL = 12
+COMMANDS_AT_ONCE = 64
 
 FEATURES = LinkFeatures(bus="uml", max_functions=1, max_bar_size=MAX_BLOCK)
 
@@ -75,9 +76,13 @@ class PciDevice:
         self._writes_done = 0
         self._intx = False
         self._intx_again = False
-        # One entry while a read is with the card: whoever takes it out answers the guest.
-        self._open_read: list[tuple[int, int, int]] = []
-        self.reads = 0
+        # One entry while a command is with the card.
+        self._serving: list[int] = []
+        self.served = 0
+        self._lock_stuck = threading.Lock()
+        self._stuck = False
+        self._late_write = False
+        self._backlog: deque[int] = deque()
 
     # Set-up by vhost-user.
 
@@ -95,6 +100,7 @@ class PciDevice:
         """The guest takes a queue back."""
         if queue == COMMANDS:
             self._commands = None
+            self._backlog.clear()
         else:
             with self._lock:
                 self._interrupts = None
@@ -103,17 +109,22 @@ class PciDevice:
     # Commands, on the card's thread.
 
     def poll(self) -> bool:
-        """Serve every command that is there."""
+        """Serve commands that are there; not all of very many, so that others have their turn."""
         ring = self._commands
-        if ring is None or not ring.pending():
+        if ring is None or not (ring.pending() or self._backlog):
             if self._waiting:
                 return self._retry_waiting()
             if self._intx_again:
                 self._repeat_intx()
                 return True
             return False
-        while ring.pending():
-            self._serve(ring, ring.take())
+        for _ in range(COMMANDS_AT_ONCE):
+            if self._backlog:
+                self._serve(ring, self._backlog.popleft())
+            elif ring.pending():
+                self._serve(ring, ring.take())
+            else:
+                break
             if self._commands is not ring:
                 break
         if self._waiting:
@@ -134,67 +145,43 @@ class PciDevice:
 
     def _serve(self, ring: Vring, head: int) -> None:
         address, length, flags, following = ring.descriptor(head)
+        serving = self._serving
+        self.served += 1
+        serving.append(head)
         try:
             buffer = self.memory.map(address, length)
             op, bar, _, size, offset = HEADER.unpack_from(buffer)
             if op == MMIO_READ and size <= 8 and bar < BAR_COUNT and flags & DESC_F_NEXT:
                 answer_at, answer_length, answer_flags, _ = ring.descriptor(following)
                 if answer_flags & DESC_F_WRITE and size and answer_length >= size:
-                    self._read(ring, head, bar, offset, size, answer_at)
+                    answer = self.memory.map(answer_at, size)
+                    self._intx_again = self._intx
+                    value = self.function.read(bar, offset, size)
+                    serving.pop()
+                    answer[:] = value.to_bytes(size, "little")
+                    self._writes_done = 0
+                    ring.put(head, size)
                     return
             if op == MMIO_WRITE and 0 < size <= 8 and bar < BAR_COUNT and length >= 16 + size:
                 value = int.from_bytes(buffer[16 : 16 + size], "little")
                 self._intx_again = self._intx
                 self.function.write(bar, offset, size, value)
+                serving.pop()
                 ring.put(head, 0)
                 self._count_write()
                 return
             self._serve_rare(ring, head, op, bar, size, offset)
-        except (DmaError, struct.error, ValueError) as error:
-            # The guest's own fault: it gets its buffers back, unanswered.
-            log.warning("malformed command from the guest: %s", error)
-            ring.put(head, 0)
-
-    def _read(
-        self, ring: Vring, head: int, bar: int, offset: int, size: int, answer_at: int
-    ) -> None:
-        answer = self.memory.map(answer_at, size)
-        self._intx_again = self._intx
-        self.reads += 1
-        self._open_read.append((head, answer_at, size))
-        value = self.function.read(bar, offset, size)
-        if self._claim_read():
-            answer[:] = value.to_bytes(size, "little")
-            self._writes_done = 0
-            ring.put(head, size)
-
-    def _claim_read(self) -> tuple[int, int, int] | None:
-        try:
-            return self._open_read.pop()
-        except IndexError:
-            return None
-
-    def time_out_read(self) -> bool:
-        """Answer the read that the card has not answered with all-ones, from another thread."""
-        ring = self._commands
-        claimed = self._claim_read() if ring is not None else None
-        if ring is None or claimed is None:
-            return False
-        head, answer_at, size = claimed
-        self.memory.map(answer_at, size)[:] = b"\xff" * size
-        ring.put(head, size)
-        return True
-
-    @property
-    def read_open(self) -> bool:
-        """Whether a read is with the card."""
-        return bool(self._open_read)
+        except Exception as error:
+            self._end_badly(ring, head, error)
 
     def _serve_rare(
         self, ring: Vring, head: int, op: int, bar: int, size: int, offset: int
     ) -> None:
         """Configuration accesses, blocks and everything malformed."""
         chain = ring.chain(head)
+        length = sum(n for _, n, written in chain if not written)
+        if length > HEADER.size + MAX_BLOCK:
+            raise ValueError(f"operation {op} with {length} bytes")
         sent = b"".join(bytes(self.memory.map(a, n)) for a, n, written in chain if not written)
         data = sent[HEADER.size :]
         target = next(((a, n) for a, n, written in chain if written), None)
@@ -205,7 +192,7 @@ class PciDevice:
         elif op == CFG_WRITE and size in (1, 2, 4, 8) and len(data) >= size:
             function.config_write(offset, size, int.from_bytes(data[:size], "little"))
         elif bar >= BAR_COUNT or size > MAX_BLOCK:
-            answer = all_ones(min(size, 8)).to_bytes(min(size, 8), "little")
+            answer = b"\xff" * min(size, 8)
         elif op == MMIO_READ:
             answer = function.read_block(bar, offset, size)
         elif op == MMIO_WRITE and len(data) >= size:
@@ -214,6 +201,7 @@ class PciDevice:
             function.write_block(bar, offset, data[:1] * size)
         else:
             raise ValueError(f"operation {op} of {size} bytes with {len(data)} bytes of data")
+        self._serving.pop()
         if answer is not None and target is not None:
             answer = answer[: target[1]]
             self.memory.map(target[0], len(answer))[:] = answer
@@ -221,6 +209,79 @@ class PciDevice:
         else:
             ring.put(head, 0)
             self._count_write()
+
+    # The completion time-out, on another thread. Whoever takes the command that is being served
+    # out of `_serving` owns the queue: the card's thread nearly always, the other one when the
+    # card does not return. It gives the queue back when the card does at last.
+
+    @property
+    def progress(self) -> int | None:
+        """A number that changes with each command; None while the card is not in one."""
+        return self.served if self._serving or self._stuck else None
+
+    def time_out(self) -> int:
+        """Answer every read that waits with all-ones; how many there were.
+
+        Writes behind a command that the card does not finish keep waiting, in order.
+        """
+        ring = self._commands
+        with self._lock_stuck:
+            answered = 0
+            if ring is None:
+                return 0
+            if not self._stuck:
+                if not self._reads_wait(ring):
+                    return 0
+                try:
+                    head = self._serving.pop()
+                except IndexError:
+                    return 0
+                self._stuck = True
+                self._late_write = not self._answer_all_ones(ring, head)
+                answered += not self._late_write
+            while ring.pending():
+                head = ring.take()
+                if self._answer_all_ones(ring, head):
+                    answered += 1
+                else:
+                    self._backlog.append(head)
+            return answered
+
+    def _end_badly(self, ring: Vring, head: int, error: Exception) -> None:
+        """The command was given up on, is the guest's own fault, or something on the link failed:
+        the guest gets its buffers back in any case."""
+        try:
+            self._serving.pop()
+        except IndexError:
+            with self._lock_stuck:
+                if self._stuck:
+                    self._stuck = False
+                    if self._late_write:
+                        ring.put(head, 0)
+                    return
+        if isinstance(error, DmaError | struct.error | ValueError):
+            log.warning("malformed command from the guest: %s", error)
+        else:
+            log.error("a command of the guest has failed", exc_info=error)
+        if not self._answer_all_ones(ring, head):
+            ring.put(head, 0)
+
+    def _reads_wait(self, ring: Vring) -> bool:
+        heads = [*self._serving, *ring.offered()]
+        return any(written for head in heads for _, _, written in ring.chain(head))
+
+    def _answer_all_ones(self, ring: Vring, head: int) -> bool:
+        """Whether this command is a read; then it is answered."""
+        target = next(((a, n) for a, n, written in ring.chain(head) if written), None)
+        if target is None:
+            return False
+        length = min(target[1], MAX_BLOCK)
+        try:
+            self.memory.map(target[0], length)[:] = b"\xff" * length
+        except DmaError:
+            length = 0
+        ring.put(head, length)
+        return True
 
     def _count_write(self) -> None:
         """The guest takes buffers of finished writes back when it is called, or when it reads."""

@@ -22,6 +22,7 @@ log = logging.getLogger("softcard.bus.uml")
 MAX_SOCKET_PATH = 107
 COMPLETION_TIMEOUT = 5.0
 WATCH_STEPS = 4
+STOP_TIMEOUT = 5.0
 
 
 class CardServer:
@@ -75,18 +76,28 @@ class CardServer:
     def hang_up(self) -> None:
         """End the connection, as when the card is pulled; the next one may come at once."""
         with self._lock:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
+            self._stop_loop()
+
+    def _stop_loop(self) -> None:
+        if self._loop is not None and self._connection is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            # The guest is to see it even when the card's code does not return.
+            self._connection.hang_up()
 
     def stop(self) -> None:
         """End the connection and listen no longer; returns when the card's code has ended."""
-        if self._stopping.is_set():
-            return
-        self._stopping.set()
-        os.write(self._wake_write, b"x")
-        self.hang_up()
+        with self._lock:
+            if not self._stopping.is_set():
+                self._stopping.set()
+                os.write(self._wake_write, b"x")
+                self._stop_loop()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(STOP_TIMEOUT)
+            if self._thread.is_alive():
+                log.error(
+                    "a handler of %s has not returned for %g s: its thread is left behind",
+                    type(self.card).__name__, STOP_TIMEOUT,
+                )  # fmt: skip
 
     def _serve_all(self) -> None:
         listener = self._listener.fileno()
@@ -94,14 +105,24 @@ class CardServer:
             while not self._stopping.is_set():
                 readable, _, _ = select.select([listener, self._wake_read], [], [])
                 if listener in readable and not self._stopping.is_set():
-                    stream, _ = self._listener.accept()
-                    self._serve(stream)
+                    self._accept()
         finally:
             self._listener.close()
             self.path.unlink(missing_ok=True)
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            with self._lock:
+                self._stopping.set()
+                os.close(self._wake_read)
+                os.close(self._wake_write)
             self.card.leave_slot()
+
+    def _accept(self) -> None:
+        try:
+            stream, _ = self._listener.accept()
+            with stream:
+                self._serve(stream)
+        except Exception:
+            # One guest's connection has failed; the next one is to be served.
+            log.exception("serving %s has failed", type(self.card).__name__)
 
     def _serve(self, stream: socket.socket) -> None:
         loop = CardLoop()
@@ -111,6 +132,8 @@ class CardServer:
         self.card.link.reset(ResetKind.POWER_ON)
         with self._lock:
             self._loop, self._connection = loop, connection
+            if self._stopping.is_set():
+                self._stop_loop()
         self._changed(True)
         try:
             loop.set_port(connection)
@@ -134,15 +157,19 @@ class CardServer:
 
     def _watch(self) -> None:
         """Give up on a read that the card does not answer, as a root complex does."""
-        seen, steps = -1, 0
+        seen: int | None = None
+        steps = 0
         while not self._stopping.wait(self._timeout / WATCH_STEPS):
             connection = self._connection
-            device = connection.device if connection is not None else None
-            if device is None or not device.read_open or device.reads != seen:
-                seen, steps = device.reads if device is not None else -1, 0
+            at = connection.device.progress if connection is not None else None
+            if connection is None or at is None or at != seen:
+                seen, steps = at, 0
                 continue
             steps += 1
-            if steps >= WATCH_STEPS and device.time_out_read():
+            if steps < WATCH_STEPS:
+                continue
+            steps = 0
+            if connection.device.time_out():
                 log.error(
                     "completion timeout: %s has not answered a read for %g s; the driver gets "
                     "all-ones", type(self.card).__name__, self._timeout,

@@ -104,8 +104,15 @@ class Connection:
         """The socket."""
         return self._stream.fileno()
 
+    def hang_up(self) -> None:
+        """Let the guest see a surprise removal; from any thread. The loop's thread closes."""
+        try:
+            self._stream.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has gone already
+
     def close(self) -> None:
-        """Hang up: the guest sees a surprise removal."""
+        """Hang up and free all resources, on the loop's thread."""
         self._stop_queues()
         if self._call_fd >= 0:
             os.close(self._call_fd)

@@ -54,6 +54,14 @@ class Vring:
         self._seen = (self._seen + 1) & 0xFFFF
         return head & self._mask
 
+    def offered(self) -> list[int]:
+        """The heads of the chains that were not taken yet."""
+        count = (self._avail[1] - self._seen) & 0xFFFF
+        return [
+            self._avail[2 + (self._seen + at & self._mask)] & self._mask
+            for at in range(min(count, self._mask + 1))
+        ]
+
     def descriptor(self, index: int) -> tuple[int, int, int, int]:
         """Address, length, flags and next of one descriptor."""
         return DESC.unpack_from(self._desc, (index & self._mask) << 4)
