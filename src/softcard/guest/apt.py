@@ -118,7 +118,8 @@ def codename_of(os_release: Path = Path("/etc/os-release")) -> str | None:
     if fields.get("ID") != "debian":
         return None
     # Testing and unstable may lack the field.
-    return fields.get("VERSION_CODENAME", "sid")
+    codename: str = fields.get("VERSION_CODENAME", "sid")
+    return codename
 
 
 def suites_from(codename: str) -> list[str]:

@@ -35,7 +35,10 @@ STEP = re.compile(r"\s+(CC|AS|LD|AR|HOSTCC|GEN|CHK|UPD|LINK|STRIP)\b")
 # Shares of the time that a build takes, in the order of its steps.
 FETCH, UNPACK, CONFIGURE, COMPILE = 0.03, 0.05, 0.02, 0.88
 MAKE = ("make", "ARCH=um", "--no-print-directory")
-FOREIGN = re.compile(r"ARCH|CROSS_COMPILE|SUBARCH|MAKE.*|KBUILD.*|KCONFIG.*|KCFLAGS|INSTALL.*|[CV]|W|LD")
+# What a shell may have left from work on another kernel, or from the make that has called us.
+FOREIGN = re.compile(
+    r"(SUB)?ARCH|CROSS_COMPILE|(MAKE|MFLAGS|KBUILD|KCONFIG|INSTALL_|LOCALVERSION).*"
+)
 
 
 def build(
@@ -295,7 +298,12 @@ def run_logged(
 
 def first_error(lines: Sequence[str]) -> str:
     """What the compiler, the linker or make has complained about first."""
+    before = ""
     for text in lines:
-        if re.search(r"\berror\b|undefined reference|multiple definition|\*\*\*", text):
+        if re.search(r"error:|undefined reference|multiple definition", text, re.IGNORECASE):
             return text.strip()
+        if "***" in text:
+            # make only says that something has failed; what failed has spoken before.
+            return (before or text).strip()
+        before = text
     return lines[-1].strip()

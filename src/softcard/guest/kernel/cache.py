@@ -7,11 +7,12 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from softcard.errors import UsageError
-from softcard.guest.kernel.kernel import IMAGE, MANIFEST, Kernel, load
+from softcard.guest.kernel.errors import KernelError
+from softcard.guest.kernel.kernel import MANIFEST, Kernel, load
 from softcard.guest.kernel.recipe import Recipe, recipe
 from softcard.guest.kernel.source import SETTING, Source, source_from
 
@@ -58,19 +59,16 @@ def find(flavour: str, source_setting: str | None) -> Kernel | None:
 
 def find_prebuilt(made_from: Recipe) -> Kernel | None:
     """The kernel of the wheel, if its recipe is the present one."""
-    folder = prebuilt_folder()
-    try:
-        digest = (folder / "recipe").read_text().strip()
-    except FileNotFoundError:
+    kernel = load(prebuilt_folder())
+    if kernel is None or kernel.recipe != made_from.digest:
         return None
-    if digest != made_from.digest:
-        return None
-    # Some installers lose the mode; a wheel in a read-only place then cannot be helped.
-    image = folder / IMAGE
-    if not os.access(image, os.X_OK):
-        with contextlib.suppress(OSError):
-            image.chmod(0o755)
-    return load(folder)
+    # Some installers lose the mode; in a place that is read-only it cannot be mended.
+    if not os.access(kernel.image, os.X_OK):
+        try:
+            kernel.image.chmod(0o755)
+        except OSError:
+            return None
+    return kernel
 
 
 @contextlib.contextmanager
@@ -95,15 +93,23 @@ def kept() -> list[Kernel]:
     return [kernel for kernel in found if kernel is not None]
 
 
-def clean(keep: Path | None = None) -> int:
-    """Remove kernels, sources and what broken-off builds have left, except the kernel `keep`.
+def clean(keep: Collection[Path] = ()) -> int:
+    """Remove kernels, sources and what broken-off builds have left, except the folders in `keep`.
 
     Returns:
         How many bytes that has freed.
+
+    Raises:
+        KernelError: a kernel is being built.
     """
+    kept_names = {name for path in keep for name in (path.name, f"{path.name}.lock")}
+    folder = cache_folder()
+    for path in folder.glob("*.lock"):
+        with lock(path, _refuse):
+            pass
     freed = 0
-    for path in sorted(cache_folder().glob("*")):
-        if keep is not None and path == keep:
+    for path in sorted(folder.glob("*")) + sorted(folder.glob(".*")):
+        if path.name in kept_names:
             continue
         freed += size_of(path)
         if path.is_dir() and not path.is_symlink():
@@ -111,6 +117,11 @@ def clean(keep: Path | None = None) -> int:
         else:
             path.unlink(missing_ok=True)
     return freed
+
+
+def _refuse(sentence: str) -> None:
+    builder = sentence.partition(",")[0]
+    raise KernelError(f"nothing is removed: {builder}; wait for it or end it")
 
 
 def size_of(path: Path) -> int:

@@ -21,6 +21,7 @@ class Kernel:
         config: the configuration it was built with.
         source: which source it was built from, exactly.
         flavour: which of the flavours it is.
+        recipe: digest of the configuration and patches it was made with.
         objects: how many files were compiled for it.
     """
 
@@ -31,6 +32,7 @@ class Kernel:
     config: Path
     source: str
     flavour: str
+    recipe: str
     objects: int
 
     @property
@@ -55,6 +57,7 @@ def load(folder: Path) -> Kernel | None:
         config=folder / CONFIG,
         source=manifest["source"],
         flavour=manifest["flavour"],
+        recipe=manifest["recipe"],
         objects=manifest["objects"],
     )
 

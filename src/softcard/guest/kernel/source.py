@@ -15,7 +15,7 @@ import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from softcard.errors import UsageError
 from softcard.guest.kernel.errors import KernelError
@@ -260,11 +260,11 @@ def _unpack_tarball(tarball: Path, folder: Path, progress: Progress) -> None:
 
 
 def _run_tar(
-    arguments: list[str], stdin: object = subprocess.DEVNULL
+    arguments: list[str], stdin: int | IO[bytes] | None = subprocess.DEVNULL
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["tar", *arguments],
-        stdin=stdin,  # type: ignore[call-overload]
+        stdin=stdin,
         capture_output=True,
         text=True,
         errors="replace",

@@ -19,6 +19,7 @@ def keep_build_tree(tree: Path, kept: Path) -> None:
         shutil.copy(tree / name, kept / name)
     for name in ("include", "scripts"):
         (tree / name).rename(kept / name)
+    shutil.rmtree(kept / "include" / "dt-bindings")
     for architecture in ARCHITECTURES:
         _keep_headers(tree, kept, Path("arch") / architecture)
     # Headers of the source include each other from here.

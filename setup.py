@@ -1,0 +1,79 @@
+"""What pyproject.toml cannot say: the kernel's recipe is part of the package, and with
+SOFTCARD_WHEEL_KERNEL=FOLDER in the environment a kernel that was built before is part of the wheel.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+KERNEL = Path("softcard", "guest", "kernel")
+SOURCE_NOTE = """\
+This folder holds a Linux kernel, built for ARCH=um. It is licensed under the GPL, version 2 only.
+
+Its source is {source}, with the patches in ../linux/patches applied. It was configured with
+../linux/config; the result is the file "config". "softcard kernel build" fetches that source and
+builds the same kernel from it.
+"""
+
+
+def wheel_kernel() -> Path | None:
+    """The folder of the kernel that the wheel is to carry, if it is to carry one."""
+    folder = os.environ.get("SOFTCARD_WHEEL_KERNEL")
+    if folder and not (ROOT / folder / "kernel.json").exists():
+        raise SystemExit(f"SOFTCARD_WHEEL_KERNEL={folder} is no folder with a kernel")
+    return ROOT / folder if folder else None
+
+
+class BuildPackage(build_py):
+    """Copies configuration and patches, and the kernel, into the package."""
+
+    def run(self) -> None:
+        """See setuptools."""
+        super().run()
+        if self.editable_mode:
+            return
+        package = Path(self.build_lib) / KERNEL
+        # Left from an earlier build, the kernel would end up in a wheel that is to be pure.
+        for name in ("linux", "prebuilt"):
+            shutil.rmtree(package / name, ignore_errors=True)
+        shutil.copytree(ROOT / "linux", package / "linux")
+        kernel = wheel_kernel()
+        if kernel is not None:
+            self.copy_kernel(kernel, package / "prebuilt")
+
+    @staticmethod
+    def copy_kernel(kernel: Path, target: Path) -> None:
+        """Copy the image and what tells where it comes from, but no headers."""
+        target.mkdir()
+        for name in ("linux", "config", "kernel.json"):
+            shutil.copy(kernel / name, target / name)
+        source = json.loads((kernel / "kernel.json").read_text())["source"]
+        (target / "SOURCE").write_text(SOURCE_NOTE.format(source=source))
+
+
+class BuildWheel(bdist_wheel):
+    """Makes a wheel with a kernel one for the platforms that the kernel runs on."""
+
+    def finalize_options(self) -> None:
+        """See setuptools."""
+        super().finalize_options()
+        self.root_is_pure = wheel_kernel() is None
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Any Python 3, and the C library that the kernel needs."""
+        kernel = wheel_kernel()
+        if kernel is None:
+            return super().get_tag()
+        versions = re.findall(rb"GLIBC_(\d+)\.(\d+)", (kernel / "linux").read_bytes())
+        major, minor = max((int(major), int(minor)) for major, minor in versions)
+        return "py3", "none", f"manylinux_{major}_{minor}_x86_64"
+
+
+setup(cmdclass={"build_py": BuildPackage, "bdist_wheel": BuildWheel})
