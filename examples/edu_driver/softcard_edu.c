@@ -134,7 +134,7 @@ static int edu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		return PTR_ERR(edu->registers);
 	ret = dma_set_mask_and_coherent(dev, DMA_BIT_MASK(28));
 	if (ret)
-		return ret;
+		return dev_err_probe(dev, ret, "the card reaches only 256 MiB: use less memory\n");
 	pci_set_master(pdev);
 	ret = pci_alloc_irq_vectors(pdev, 1, 1, PCI_IRQ_ALL_TYPES);
 	if (ret < 0)

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 import click
 
 from softcard.cli.errors import show_log
-from softcard.cli.guest import GuestOptions, booted, ended_by_signals, load_module, ready_kernel
+from softcard.cli.guest import (
+    VISIBLE,
+    GuestOptions,
+    booted,
+    ended_by_signals,
+    load_module,
+    ready_kernel,
+)
 from softcard.cli.source import PACKAGE
 from softcard.errors import UsageError
 from softcard.model.card import Card
@@ -21,8 +28,11 @@ from softcard.model.options import Size
 
 if TYPE_CHECKING:
     from softcard.cli.story import Story
+    from softcard.guest.guest import Guest
 
+NORMAL, SMALL = Size("512M"), Size("128M")
 DISK, DEVICE, MOUNT = Size("1G"), "/dev/nvme0n1", "/mnt"
+DRIVER = "/sys/bus/pci/devices/0000:00:00.0/driver"
 EXAMPLES = PACKAGE.parents[1] / "examples"
 FIO = (
     f"fio --name=read --filename={DEVICE} --rw=randread --bs=4k --iodepth=16 --direct=1 "
@@ -69,7 +79,8 @@ def edu() -> None:
     """Every part of the edu device, tried by its driver."""
     from softcard.cards.edu import Edu
 
-    with _story(Edu(), "QEMU's edu device, for learning to write drivers") as story:
+    # It reaches no memory above 256 MiB.
+    with _story(Edu(), "QEMU's edu device, for learning to write drivers", SMALL) as story:
         story.run(_if_there("lspci", "lspci -nn", "grep . /sys/bus/pci/devices/*/uevent"))
         _load(story, "edu_driver")
 
@@ -86,12 +97,12 @@ def printer() -> None:
 
 
 @contextmanager
-def _story(card: Card, what: str) -> Iterator[Story]:
+def _story(card: Card, what: str, memory: Size = NORMAL) -> Iterator[Story]:
     from softcard.bus.uml import UmlBus
     from softcard.cli.story import Story
 
     story = Story()
-    options = GuestOptions("uml", Size("512M"), False, (), (), 5.0)
+    options = GuestOptions("uml", memory, False, (), (), 5.0)
     with ExitStack() as stack:
         bus = stack.enter_context(UmlBus())
         story.say(f"{type(card).__name__}: {what}\n")
@@ -119,7 +130,7 @@ def _load(story: Story, example: str) -> None:
             f"this demonstration compiles examples/{example}, which is in softcard's source tree "
             "only: run it there"
         )
-    with tempfile.TemporaryDirectory(prefix="softcard-driver-") as name:
+    with tempfile.TemporaryDirectory(prefix="softcard-", dir=VISIBLE) as name:
         folder = Path(name) / example
         shutil.copytree(source, folder)
         with story.step(f"softcard kernel modules examples/{example}", command=True):
@@ -127,5 +138,14 @@ def _load(story: Story, example: str) -> None:
         position = story.guest.log.position()
         with story.step(f"insmod {module.name}", command=True) as show:
             load_module(story.guest, module)
-            for line in story.guest.log.since(position):
-                show(line)
+            show("\n".join(_logged_since(story.guest, position)))
+        bound = story.guest.run(["test", "-e", DRIVER], check=False).status == 0
+        story.check(bound, "the driver has taken the card")
+
+
+def _logged_since(guest: Guest, position: int) -> list[str]:
+    """The kernel's log from `position` on, all that it holds by now."""
+    end = f"end of what was logged since line {position}"
+    guest.write_file("/dev/kmsg", end)
+    guest.log.wait_for(end, position=position)
+    return guest.log.since(position)[:-1]

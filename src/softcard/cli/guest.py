@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 # The guest sees this machine's files, but not those in these folders.
 HIDDEN = ("/tmp", "/run", "/dev")
+VISIBLE = "/var/tmp"
 F = TypeVar("F", bound=Callable[..., Any])
 READY = ("uml",)
 PLANNED = {
@@ -141,11 +144,11 @@ def booted(bus: UmlBus, options: GuestOptions) -> Iterator[UmlGuest]:
 def load_module(guest: Guest, module: Path) -> None:
     """Load a module of this machine, also from a folder that the guest has one of its own of."""
     module = module.resolve()
-    if any(module.is_relative_to(folder) for folder in HIDDEN):
-        inside = Path("/run") / module.name
-        guest.run(["/bin/sh", "-c", 'cat > "$0"', str(inside)], input=module.read_bytes())
-        module = inside
-    guest.load_module(module)
+    if not any(module.is_relative_to(folder) for folder in HIDDEN):
+        guest.load_module(module)
+        return
+    with tempfile.TemporaryDirectory(prefix="softcard-", dir=VISIBLE) as folder:
+        guest.load_module(Path(shutil.copy(module, folder)))
 
 
 def _print_log_line(line: str) -> None:
