@@ -77,12 +77,8 @@ def status(ctx: click.Context, source: str | None, flavour: str, folder: bool) -
     if folder:
         out().print(str(found.folder), markup=False)
         return
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in describe(found):
-        table.add_row(name, value)
-    out().print(table, soft_wrap=True)
+        out().print(f"{name:14}{value}", markup=False)
 
 
 def describe(found: Kernel) -> Iterator[tuple[str, str]]:
@@ -96,7 +92,7 @@ def describe(found: Kernel) -> Iterator[tuple[str, str]]:
     yield "size on disk", f"{size_of(found.folder) / 1e6:.0f} MB"
     yield "source", found.source
     yield "recipe", f"{found.recipe[:16]} (configuration and patches)"
-    yield "for modules", "yes" if found.build_tree else "no headers: softcard kernel build --force"
+    yield "for modules", "has headers" if found.build_tree else "came without headers"
 
 
 @kernel.command()

@@ -108,7 +108,7 @@ def clean(keep: Collection[Path] = ()) -> int:
         with lock(path, _refuse):
             pass
     freed = 0
-    for path in sorted(folder.glob("*")) + sorted(folder.glob(".*")):
+    for path in sorted(folder.glob("*")):
         if path.name in kept_names:
             continue
         freed += size_of(path)

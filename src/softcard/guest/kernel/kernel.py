@@ -46,7 +46,7 @@ def load(folder: Path) -> Kernel | None:
     """The kernel in `folder`, or None if there is none."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     modules = folder / MODULES
     return Kernel(

@@ -10,6 +10,7 @@ from softcard.errors import UsageError
 from softcard.guest.kernel.build import MAKE, first_error, run_logged
 from softcard.guest.kernel.errors import KernelError
 from softcard.guest.kernel.kernel import Kernel
+from softcard.guest.kernel.source import SETTING
 from softcard.guest.kernel.tools import check_tools
 
 
@@ -20,8 +21,8 @@ def build(kernel: Kernel, directory: Path) -> list[Path]:
     tree = kernel.build_tree
     if tree is None:
         raise KernelError(
-            f"the kernel in {kernel.folder} came without the headers that modules need: build one "
-            "with softcard kernel build --force"
+            f"the kernel in {kernel.folder} came without the headers that modules need: set "
+            f"{SETTING}=debian, and one that you have built yourself is used instead"
         )
     check_tools()
     output: list[str] = []
