@@ -50,8 +50,9 @@ def build(
     folder = _usable_cache()
     target = folder / cache.kernel_digest(made_from, source)
     report = progress or (lambda step, done: None)
-    with _plain_disk_errors(folder), cache.lock(
-        folder / f"{target.name}.lock", lambda sentence: report(sentence, 0.0)
+    with (
+        _plain_disk_errors(folder),
+        cache.lock(folder / f"{target.name}.lock", lambda sentence: report(sentence, 0.0)),
     ):
         found = None if force else kernels.load(target)
         if found is not None:

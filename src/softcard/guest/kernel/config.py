@@ -43,8 +43,4 @@ def dropped(wanted: dict[str, str], config: dict[str, str]) -> list[str]:
 
     It drops silently what depends on something that is missing, or what has been renamed.
     """
-    return [
-        f"{name}={value}"
-        for name, value in wanted.items()
-        if config.get(name, UNSET) != value
-    ]
+    return [f"{name}={value}" for name, value in wanted.items() if config.get(name, UNSET) != value]
