@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from softcard import RO, W1C, WO, Bar, Card, Field, Memory, Register, RegisterArray
 from softcard.bus.simulated import SimulatedBus, SimulatedDevice
@@ -199,6 +201,42 @@ def test_a_block_may_span_registers_and_memory(card: Recorder, device: Simulated
 def test_a_block_over_registers_calls_their_hooks(card: Recorder, device: SimulatedDevice) -> None:
     device.write_block(0, 0x40, (5).to_bytes(4, "little") + bytes(4) + (6).to_bytes(4, "little"))
     assert card.calls == [("ring", 0, 5), ("ring", 1, 6)]
+
+
+class Patchwork(Card):
+    """Registers, memory and nothing, close together and badly aligned."""
+
+    vendor_id, device_id = 0x1DED, 0x0103
+
+    class bar0(Bar, size=64):
+        byte = Register(0x01, width=8)
+        word = Register(0x06, width=16)
+        odd = Memory(0x09, 3)
+        wide = Register(0x10, width=64)
+        read_only = Register(0x18, access=RO, reset=0x1234_5678)
+        memory = Memory(0x1C, 9)
+        after = Register(0x26, width=16)
+        last = Register(0x3C)
+
+
+@given(
+    blocks=st.lists(st.tuples(st.integers(0, 70), st.binary(max_size=70)), min_size=1, max_size=4)
+)
+def test_a_block_is_the_same_as_its_bytes(blocks: list[tuple[int, bytes]]) -> None:
+    with SimulatedBus() as bus:
+        in_blocks, in_bytes = (bus.plug(Patchwork())[0] for _ in range(2))
+        for offset, data in blocks:
+            in_blocks.write_block(0, offset, data)
+            for index, byte in enumerate(data):
+                in_bytes.write(0, offset + index, byte, 1)
+            expected = bytes(in_bytes.read(0, offset + index, 1) for index in range(len(data)))
+            assert in_blocks.read_block(0, offset, len(data)) == expected
+        assert in_blocks.read_block(0, 0, 64) == in_bytes.read_block(0, 0, 64)
+
+
+def test_a_huge_block_over_nothing_takes_no_time(card: Recorder, device: SimulatedDevice) -> None:
+    assert device.read_block(0, 0x1000, 1 << 26) == bytes(1 << 26)
+    device.write_block(0, 0x1000, bytes(1 << 26))
 
 
 # Subclasses, instances.

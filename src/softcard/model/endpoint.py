@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -112,10 +112,15 @@ class Endpoint:
         memory = self._memory(bar, offset, length)
         if memory is not None:
             return bytes(memory)
-        parts = bytearray()
-        for at, size in _accesses(offset, length):
-            parts += self.read(bar, at, size).to_bytes(size, "little")
-        return bytes(parts)
+        if self._readers[bar] is _no_read:
+            return b"\xff" * length
+        data = bytearray(length)
+        for at, size in self._accesses(bar, offset, length):
+            start = at - offset
+            memory = self._memory(bar, at, size)
+            part = self.read(bar, at, size).to_bytes(size, "little") if memory is None else memory
+            data[start : start + size] = part
+        return bytes(data)
 
     def write_block(self, bar: int, offset: int, data: bytes | memoryview) -> None:
         """See `Downstream.write_block`."""
@@ -123,9 +128,15 @@ class Endpoint:
         if memory is not None:
             memory[:] = data
             return
-        for at, size in _accesses(offset, len(data)):
-            start = at - offset
-            self.write(bar, at, size, int.from_bytes(data[start : start + size], "little"))
+        if self._readers[bar] is _no_read:
+            return
+        for at, size in self._accesses(bar, offset, len(data)):
+            part = data[at - offset :][:size]
+            memory = self._memory(bar, at, size)
+            if memory is None:
+                self.write(bar, at, size, int.from_bytes(part, "little"))
+            else:
+                memory[:] = part
 
     def reset(self, kind: ResetKind) -> None:
         """See `Downstream.reset`."""
@@ -190,6 +201,26 @@ class Endpoint:
                 return memory.view[start : start + length]
         return None
 
+    def _accesses(self, bar: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """What a block access is made of, as `(offset, size)`: memory as far as it goes, naturally
+        aligned accesses where registers are, and nothing where nothing is."""
+        memories = {memory.offset for memory in self.function.bars[bar].memories}
+        end = offset + length
+        for start, stop in self._files[bar].occupied:
+            if start in memories:
+                offset = max(offset, start)
+                if offset < min(stop, end):
+                    yield offset, min(stop, end) - offset
+                    offset = min(stop, end)
+                continue
+            offset = max(offset, start & -BLOCK_ACCESS)
+            while offset < min(stop, end):
+                size = BLOCK_ACCESS
+                while offset % size or offset + size > end:
+                    size //= 2
+                yield offset, size
+                offset += size
+
     def _follow_command(self) -> None:
         """Answer memory accesses and allow DMA as the command register and power state say."""
         command = self.function.config.header.command
@@ -226,19 +257,6 @@ def _no_read(_offset: int, size: int) -> int:
 
 def _no_write(_offset: int, _size: int, _value: int) -> None:
     """Writes that nobody claims are dropped."""
-
-
-def _accesses(offset: int, length: int) -> list[tuple[int, int]]:
-    """The naturally aligned accesses that a block is made of: `(offset, size)`."""
-    end = offset + length
-    accesses = []
-    while offset < end:
-        size = BLOCK_ACCESS
-        while offset % size or offset + size > end:
-            size //= 2
-        accesses.append((offset, size))
-        offset += size
-    return accesses
 
 
 def bars_of(function: type[Function]) -> dict[int, type[Bar]]:

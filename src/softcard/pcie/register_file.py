@@ -59,6 +59,14 @@ class RegisterFile:
         """Every register, in the order of offsets."""
         return [self._registers[start] for start in self._starts]
 
+    @property
+    def occupied(self) -> list[tuple[int, int]]:
+        """`(start, end)` of every register and region, in the order of offsets."""
+        return sorted(
+            [(r.at, r.at + r.size) for r in self._registers.values()]
+            + [(start, end) for start, end, _, _ in self._regions]
+        )
+
     def add(self, register: Register) -> None:
         """Enter a register bound to this file's storage, holding its reset value.
 
