@@ -11,12 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from softcard import Bar, Card, Memory, Msi, MsiX, PlugError, Register, ResetKind, UsageError
-from softcard.bus.uml import CardServer
 from tests.unit.fake_guest import (
     BUFFERS,
-    CFG_READ,
     COMMAND,
     GET_CONFIG,
     GET_FEATURES,
@@ -35,15 +31,14 @@ from tests.unit.fake_guest import (
     SET_MEM_TABLE,
     SET_OWNER,
     SET_SLAVE_REQ_FD,
-    SET_VRING_ADDR,
-    SET_VRING_ENABLE,
     TIMEOUT,
     VERSION,
     VERSION_1,
-    VRING_KICK,
-    WRITE,
     FakeGuest,
 )
+
+from softcard import Bar, Card, Memory, Msi, MsiX, PlugError, Register, ResetKind, UsageError
+from softcard.bus.uml import CardServer
 
 SLAVE_REQ, CONFIG, INBAND_NOTIFICATIONS = 1 << 5, 1 << 9, 1 << 14
 VECTORS = 4
@@ -603,7 +598,7 @@ def test_a_guest_that_never_pauses_does_not_starve_the_cards_background(
         if not ticked.is_set():
             guest.commands.offer(0)
 
-    card.bar0.file.hook_write(card.bar0.scratch, offer_another)
+    card.bars[0].file.hook_write(card.bar0.scratch, offer_another)
     card.loop.call_soon_threadsafe(card.after, 0.01, ticked.set)
     guest.post(COMMAND.pack(MMIO_WRITE, 0, 0, 8, 0) + bytes(8))
     assert ticked.wait(TIMEOUT)
@@ -617,8 +612,3 @@ def assert_served(server: CardServer) -> None:
         assert guest.config_read(0, 4) == 0x0A00_1DED
         guest.mmio_write(0, 0, 8, 0x1234)
         assert guest.mmio_read(0, 0, 8) == 0x1234
-
-
-# Garbage.
-
-UNUSED = (CFG_READ, SET_VRING_ADDR, SET_VRING_ENABLE, VRING_KICK, WRITE)
