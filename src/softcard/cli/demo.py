@@ -146,6 +146,6 @@ def _load(story: Story, example: str) -> None:
 def _logged_since(guest: Guest, position: int) -> list[str]:
     """The kernel's log from `position` on, all that it holds by now."""
     end = f"end of what was logged since line {position}"
-    guest.write_file("/dev/kmsg", end)
+    guest.write_file("/dev/kmsg", f"{end}\n")
     guest.log.wait_for(end, position=position)
     return guest.log.since(position)[:-1]

@@ -1,4 +1,4 @@
-"""A progress bar for what takes long; plain lines where there is no terminal."""
+"""A progress bar for what takes long; a line for each tenth of it where there is no terminal."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from contextlib import contextmanager
 
 from softcard.cli.output import err
 
+LINES = 10
+
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float], None]]:
     """Gives a function to be called with what is being done, and the share that is done."""
     if not err().is_terminal:
-        said: list[str] = []
+        said: list[tuple[str, int]] = []
 
         def line(doing: str, share: float) -> None:
-            if doing not in said:
-                said.append(doing)
+            step = (doing, int(share * LINES))
+            if step not in said:
+                said.append(step)
                 err().print(f"{share:4.0%} {doing}", markup=False)
 
         yield line
