@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +187,8 @@ def perform(action: Action, guest: UmlGuest, slot: UmlSlot) -> int:
         return run_command(guest, action.command)
     if action.shell:
         err().print(f"The card is at {slot.address}; exit ends the guest.", style="dim")
-        return guest.shell()
+        with _whole_line_ends():
+            return guest.shell()
     err().print(
         f"The card is at {slot.address}, and the guest runs until Ctrl-C. "
         "To do something there, add --shell, or -- and a command.", style="dim",
@@ -225,6 +227,20 @@ def _write(stream: Any, data: bytes) -> None:
     stream.flush()
     stream.buffer.write(data)
     stream.buffer.flush()
+
+
+@contextmanager
+def _whole_line_ends() -> Iterator[None]:
+    """What the card and its log print meanwhile starts at the left: in a raw terminal, a line feed
+    alone does not."""
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, TextIOWrapper)]
+    for stream in streams:
+        stream.reconfigure(newline="\r\n")
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.reconfigure(newline="\n")
 
 
 @contextmanager

@@ -1,0 +1,53 @@
+# Every target sets up what it needs first; see tools/setup.
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint unit uml bench wheel docs clean
+
+help:
+	@echo "make demo     set everything up, then watch an NVMe card at work"
+	@echo "make test     set everything up, then lint, check types and run all tests"
+	@echo "make lint     ruff and mypy alone"
+	@echo "make unit     the unit tests alone; no kernel"
+	@echo "make uml      the tests with the embedded Linux alone"
+	@echo "make bench    measure"
+	@echo "make docs     write docs/reference from the docstrings"
+	@echo "make wheel    a wheel that carries the kernel, in dist/"
+	@echo "make clean    remove what the others made, but not .venv and the kernel"
+
+setup:
+	@tools/setup
+
+demo: setup
+	@$(BIN)/softcard demo
+
+test: setup
+	$(MAKE) --no-print-directory lint
+	$(BIN)/pytest tests/unit tests/uml
+
+lint:
+	@tools/setup packages venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+unit:
+	@tools/setup packages venv
+	$(BIN)/pytest tests/unit
+
+uml: setup
+	$(BIN)/pytest tests/uml
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+wheel: setup
+	SOFTCARD_WHEEL_KERNEL="$$($(BIN)/softcard kernel status --folder)" \
+		$(BIN)/python -m build --wheel
+
+docs:
+	@tools/setup packages venv
+	$(BIN)/pdoc --docformat google --output-directory docs/reference softcard '!softcard.cli'
+
+clean:
+	rm -rf build dist docs/reference .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
