@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
+from softcard.errors import DmaError
 from softcard.model.link import Upstream
 from softcard.pcie.capabilities import Msi, MsiX
 from softcard.pcie.config import ConfigSpace
 from softcard.pcie.register import Register
+
+log = logging.getLogger("softcard.card")
 
 
 class Interrupts:
@@ -60,7 +64,7 @@ class Interrupts:
                 elif msix.masked(vector) or not self._may_send:
                     msix.set_pending(vector, True)
                 else:
-                    upstream.message(*msix.message(vector))
+                    _send(upstream, *msix.message(vector))
             elif msi is not None and msi.control.enable:
                 self._signal_msi(msi, upstream, vector % msi.allocated)
             else:
@@ -73,7 +77,7 @@ class Interrupts:
         elif self._msi_held(msi, vector):
             self._set_msi_pending(msi, self._msi_pending | 1 << vector)
         else:
-            upstream.message(*msi.message(vector))
+            _send(upstream, *msi.message(vector))
 
     def _msi_held(self, msi: Msi, vector: int) -> bool:
         masked = msi.mask is not None and msi.mask.value >> vector & 1
@@ -105,12 +109,12 @@ class Interrupts:
             if msix is not None and msix.control.enable:
                 for vector in msix.pending_unmasked() if self._may_send else ():
                     msix.set_pending(vector, False)
-                    upstream.message(*msix.message(vector))
+                    _send(upstream, *msix.message(vector))
             elif msi is not None and msi.control.enable and self._msi_pending:
                 for vector in range(msi.allocated):
                     if self._msi_pending >> vector & 1 and not self._msi_held(msi, vector):
                         self._set_msi_pending(msi, self._msi_pending & ~(1 << vector))
-                        upstream.message(*msi.message(vector))
+                        _send(upstream, *msi.message(vector))
             self._update_line()
 
     def _update_line(self) -> None:
@@ -139,3 +143,12 @@ class Interrupts:
             if self._msix is not None:
                 self._msix.reset_table()
             self._update_line()
+
+
+def _send(upstream: Upstream, address: int, data: int) -> None:
+    """Send a message, which is a posted write: where the driver's side has given an address that
+    leads nowhere the bus knows of the fault, and the function never does."""
+    try:
+        upstream.message(address, data)
+    except DmaError as error:
+        log.info("an interrupt message is lost: %s", error)
