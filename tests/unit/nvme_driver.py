@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from softcard.bus.simulated import DmaBuffer, SimulatedBus
 from softcard.cards.nvme import Nvme
+from softcard.model.link import LinkFeatures
 
 CAP, VS, INTMS, INTMC, CC, CSTS, AQA, ASQ, ACQ = (
     0x00, 0x08, 0x0C, 0x10, 0x14, 0x1C, 0x24, 0x28, 0x30,
@@ -55,16 +55,22 @@ class NvmeDriver:
         card: the card, which is plugged into a bus of its own.
         strict: see `SimulatedBus`; False for tests that give impossible addresses.
         enable: also enable the controller, with MSI-X.
+        entries: of a queue.
+        shared: the bus shares memory.
     """
 
     def __init__(
-        self, card: Nvme, *, strict: bool = True, enable: bool = True, entries: int = 32
-    ) -> None:
+        self, card: Nvme, *, strict: bool = True, enable: bool = True, entries: int = 32,
+        shared: bool = True,
+    ) -> None:  # fmt: skip
         self.bus = SimulatedBus(strict=strict)
         self.card = card
         self.slot = self.bus.plug(card)
         self.device = self.slot[0]
+        if not shared:
+            self.device.features = LinkFeatures(bus="simulated", shared_memory=False)
         self.entries = entries
+        self.page = PAGE
         self.queues: dict[int, Queue] = {}
         if enable:
             self.device.enable_msix()
@@ -73,6 +79,14 @@ class NvmeDriver:
     def close(self) -> None:
         self.slot.unplug()
         self.card.close()
+
+    def alloc(self, size: int) -> DmaBuffer:
+        """Memory aligned to the page size that the controller was enabled with."""
+        if self.page == PAGE:
+            return self.bus.alloc(size)
+        buffer = self.bus.alloc(size + self.page)
+        skip = -buffer.address % self.page
+        return DmaBuffer(buffer.address + skip, buffer.view[skip : skip + size])
 
     # Registers.
 
@@ -88,9 +102,8 @@ class NvmeDriver:
 
     def enable(self, configuration: int = ENABLE) -> None:
         """Give the controller new admin queues and wait until it is ready."""
-        queue = Queue(
-            0, self.entries, self.bus.alloc(64 * self.entries), self.bus.alloc(16 * self.entries)
-        )
+        self.page = PAGE << (configuration >> 7 & 0xF)
+        queue = Queue(0, self.entries, self.alloc(64 * self.entries), self.alloc(16 * self.entries))
         self.queues = {0: queue}
         self.write32(AQA, (self.entries - 1) * 0x10001)
         self.device.write(0, ASQ, queue.sq.address, 8)
@@ -116,7 +129,7 @@ class NvmeDriver:
     ) -> Queue:
         """Create a completion and a submission queue."""
         size = entries or self.entries
-        queue = Queue(qid, size, self.bus.alloc(64 * size), self.bus.alloc(16 * size))
+        queue = Queue(qid, size, self.alloc(64 * size), self.alloc(16 * size))
         dw10 = qid | (size - 1) << 16
         vector = qid if vector is None else vector
         self.ok(0x05, prp1=queue.cq.address, dw10=dw10, dw11=flags | vector << 16)
@@ -127,9 +140,9 @@ class NvmeDriver:
     def push(
         self, opcode: int, qid: int = 0, *, nsid: int = 0, prp1: int = 0, prp2: int = 0,
         flags: int = 0, cid: int | None = None, dw10: int = 0, dw11: int = 0, dw12: int = 0,
-        dw13: int = 0, dw14: int = 0, dw15: int = 0, ring: bool = True,
+        dw13: int = 0, dw14: int = 0, dw15: int = 0, ring: int = True,
     ) -> int:  # fmt: skip
-        """Put a command on a queue; returns its identifier."""
+        """Put a command on a queue, and ring its doorbell; returns the command's identifier."""
         queue = self.queues[qid]
         if cid is None:
             cid, queue.next_cid = queue.next_cid, queue.next_cid % 0xFFFF + 1
@@ -187,24 +200,25 @@ class NvmeDriver:
     # Data.
 
     def buffer(self, size: int = PAGE, fill: bytes = b"") -> DmaBuffer:
-        buffer = self.bus.alloc(size)
+        buffer = self.alloc(size)
         buffer.view[: len(fill)] = fill
         return buffer
 
-    def prps(self, buffer: DmaBuffer, length: int | None = None) -> dict[str, int]:
+    def prps(self, buffer: DmaBuffer) -> dict[str, int]:
         """Data pointer for a page-aligned buffer, with a list where it needs one."""
-        pages = list(range(buffer.address, buffer.address + (length or len(buffer.view)), PAGE))
+        pages = list(range(buffer.address, buffer.address + len(buffer.view), self.page))
+        slots = self.page // 8
         if len(pages) == 1:
             return {"prp1": pages[0]}
         if len(pages) == 2:
             return {"prp1": pages[0], "prp2": pages[1]}
         rest = pages[1:]
         lists: list[list[int]] = []
-        while len(rest) > 512:
-            lists.append(rest[:511])
-            rest = rest[511:]
+        while len(rest) > slots:
+            lists.append(rest[: slots - 1])
+            rest = rest[slots - 1 :]
         lists.append(rest)
-        buffers = [self.bus.alloc(PAGE) for _ in lists]
+        buffers = [self.alloc(self.page) for _ in lists]
         for index, entries in enumerate(lists):
             if index + 1 < len(lists):
                 entries = [*entries, buffers[index + 1].address]
@@ -230,6 +244,13 @@ class NvmeDriver:
     def get_feature(self, feature: int, *, select: int = 0, dw11: int = 0, nsid: int = 0) -> int:
         return self.ok(0x0A, dw10=feature | select << 8, dw11=dw11, nsid=nsid)
 
+    def io(self, opcode: int, lba: int = 0, blocks: int = 1, **fields: int) -> Completion:
+        """Execute one I/O command on blocks of namespace 1, with queue 1."""
+        command = {
+            "nsid": 1, "dw10": lba & 0xFFFFFFFF, "dw11": lba >> 32, "dw12": blocks - 1,
+        } | fields  # fmt: skip
+        return self.run(opcode, 1, **command)
+
     def write(self, lba: int, data: bytes, *, qid: int = 1, nsid: int = 1, shift: int = 9) -> None:
         buffer = self.buffer(len(data), data)
         self.ok(
@@ -244,6 +265,3 @@ class NvmeDriver:
             dw12=blocks - 1,
         )  # fmt: skip
         return bytes(buffer.view)
-
-    def until(self, condition: Callable[[], object]) -> None:
-        self.bus.run_until(condition)

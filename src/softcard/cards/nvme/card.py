@@ -15,7 +15,7 @@ from softcard.backend.store import BlockStore
 from softcard.cards.nvme.background import Background
 from softcard.cards.nvme.controller import Controller
 from softcard.cards.nvme.doorbells import Doorbells
-from softcard.cards.nvme.features import Features, Key
+from softcard.cards.nvme.features import Features
 from softcard.cards.nvme.firmware import Firmware
 from softcard.cards.nvme.identify import Identify, Identity
 from softcard.cards.nvme.logs import Logs
@@ -133,8 +133,6 @@ class Nvme(Card):
             serial = _serial(file)
         _check(_fits(serial, SERIAL_LENGTH), f"serial number {serial!r}", "1 to 20 ASCII letters")
         _check(_fits(model, MODEL_LENGTH), f"model number {model!r}", "1 to 40 ASCII letters")
-        self._store = _open(file, size, block_size, read_only)
-        self._state = SavedState(file) if file is not None and not read_only else None
         identity = Identity(self.vendor_id, self.subsystem_vendor_id, serial, model, FIRMWARE)
         self.message_interrupts = MsiX(
             vectors=queues + 1, table=(0, VECTOR_TABLE), pba=(0, PENDING_BITS)
@@ -144,8 +142,15 @@ class Nvme(Card):
         )
         self.serial_number = DeviceSerialNumber(identity.unique.int >> 64)
         super().__init__()
-        self._build(identity, queues, queue_entries, max_transfer, shadow_doorbells)
-        self._enter_namespaces(namespaces, block_size, identity)
+        self._store = _open(file, size, block_size, read_only)
+        self._state = None if file is None else SavedState(file)
+        try:
+            self._build(identity, queues, queue_entries, max_transfer, shadow_doorbells)
+            self._enter_namespaces(namespaces, block_size, identity)
+        except BaseException:
+            # Whoever catches it keeps the card alive, and its file locked.
+            self._store.close()
+            raise
 
     def _build(
         self,
@@ -196,11 +201,10 @@ class Nvme(Card):
         registers.file.add_region("doorbells", DOORBELLS, DOORBELLS_SIZE, Doorbells(controller))
         self._was_enabled = False
         self._was_notified = SHUTDOWN_NONE
+        self._used_since_shutdown = False
 
     def _enter_namespaces(self, count: int, block_size: int, identity: Identity) -> None:
-        saved = None if self._state is None else self._state.load(self._namespaces)
-        if saved is not None:
-            self._features.load({Key.parse(name): value for name, value in saved.items()})
+        if self._state is not None and self._state.load(self._namespaces, self._features.load):
             return
         if self._store.size < count * max(block_size, GRANULE):
             raise UsageError(
@@ -292,6 +296,7 @@ class Nvme(Card):
             self._fatal()
             return
         registers.status.ready = 1
+        self._used_since_shutdown = True
 
     def _fatal(self) -> None:
         self._registers.status.fatal = 1
@@ -313,6 +318,7 @@ class Nvme(Card):
             status.shutdown = SHUTDOWN_NONE
         elif not self._store.slow:
             status.shutdown = SHUTDOWN_COMPLETE
+            self._used_since_shutdown = False
         else:
             status.shutdown = SHUTDOWN_OCCURRING
             self._background.flush(self._shutdown_flushed)
@@ -322,6 +328,7 @@ class Nvme(Card):
         if status.shutdown != SHUTDOWN_OCCURRING:
             return
         status.shutdown = SHUTDOWN_COMPLETE
+        self._used_since_shutdown = False
         if error is not None:
             self._fatal()
             self.endpoint.report("flush before shutdown", error)
@@ -352,8 +359,8 @@ class Nvme(Card):
         health = self.controller.health
         if not health.powered:
             return
-        if self._was_enabled and self._registers.status.shutdown != SHUTDOWN_COMPLETE:
-            health.unsafe_shutdowns += 1
+        health.unsafe_shutdowns += self._used_since_shutdown
+        self._used_since_shutdown = False
         health.power_off()
 
 

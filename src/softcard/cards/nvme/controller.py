@@ -126,7 +126,7 @@ class Controller:
         in_use += [(cq.address, cq.bytes) for cq in self.cqs.values()]
         for start, length in in_use:
             if start < address + size and address < start + length:
-                log.warning("the host took away memory of a queue that is in use")
+                log.info("the host took away memory of a queue that is in use")
                 self._fail_fatally()
                 return
 
@@ -166,6 +166,8 @@ class Controller:
 
     def take_head(self, cq: CompletionQueue, head: int) -> None:
         """The host's new head of a completion queue: what waited for room goes on."""
+        if not self._may_write():
+            return
         if not cq.move_head(head):
             self._doorbell_error(Event.INVALID_DOORBELL_VALUE)
             return
@@ -270,11 +272,18 @@ class Controller:
 
     def _post(self, command: Command, field: int, result: int) -> None:
         sq = self.sqs.get(command.queue)
-        if sq is None:
+        if sq is None or not self._may_write():
             return
         sq.cq.post(sq, command.cid, field, result)
         if not self._running:
             self.settle(sq.cq)
+
+    def _may_write(self) -> bool:
+        """Whether the host's memory may be written; a controller that has to and may not fails."""
+        if self._function.dma.allowed:
+            return True
+        self._fail_fatally()
+        return False
 
     def settle(self, cq: CompletionQueue) -> None:
         """Show the host what was posted, and interrupt it, once for all of it."""

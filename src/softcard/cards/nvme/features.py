@@ -152,9 +152,9 @@ class Features:
         self._reset_data()
         self._apply()
 
-    def load(self, saved: dict[Key, int]) -> None:
-        """Use values that were saved earlier."""
-        self.saved.update(saved)
+    def load(self, name: str, value: int) -> None:
+        """Use a value that was saved; raises `ValueError` where there is no such feature."""
+        self.saved[Key.parse(name)] = value
         self._apply()
 
     def _reset_data(self) -> None:

@@ -33,12 +33,16 @@ class QueueInterrupts:
         self.raised: set[int] = set()
 
     @property
-    def vectors(self) -> int:
-        """Vectors that a queue may name now: 1 where the driver uses none of the messages."""
-        messages = bool(self._msix and self._msix.control.enable) or bool(
-            self._msi and self._msi.control.enable
+    def messages(self) -> bool:
+        """Whether the driver uses MSI-X or MSI."""
+        return bool(
+            (self._msix and self._msix.control.enable) or (self._msi and self._msi.control.enable)
         )
-        return self._function.interrupts.vectors if messages else 1
+
+    @property
+    def vectors(self) -> int:
+        """Vectors that a queue may name now."""
+        return self._function.interrupts.vectors if self.messages else 1
 
     def reset(self) -> None:
         """The controller was reset: nothing is masked, and no queue is left that signals."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from softcard.backend.part import Extent, PartStore
@@ -27,8 +28,13 @@ class SavedState:
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(path.name + ".nvme")
 
-    def load(self, namespaces: Namespaces) -> dict[str, int] | None:
-        """Enter the saved namespaces; returns the saved features, None where nothing was saved.
+    def load(self, namespaces: Namespaces, enter_feature: Callable[[str, int], object]) -> bool:
+        """Enter the saved namespaces and features; whether anything was saved.
+
+        Args:
+            namespaces: where the namespaces are entered.
+            enter_feature: called with the name and value of each feature; raises `ValueError`
+                where there is no such feature.
 
         Raises:
             UsageError: the file is damaged, or does not fit the data.
@@ -39,9 +45,11 @@ class SavedState:
                 raise ValueError(f"version {saved['version']}")
             for entry in saved["namespaces"]:
                 namespaces.add(_namespace(entry, namespaces))
-            return {str(name): int(value) for name, value in saved["features"].items()}
+            for name, value in saved["features"].items():
+                enter_feature(str(name), int(value))
+            return True
         except FileNotFoundError:
-            return None
+            return False
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"{self.path} does not describe the namespaces of {self.path.stem} ({error}): "

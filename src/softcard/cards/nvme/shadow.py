@@ -83,8 +83,9 @@ class ShadowDoorbells:
 
     @property
     def supported(self) -> bool:
-        """Whether the command is offered: the bus must share the host's memory."""
-        return self._allowed and self._function.dma.shared
+        """Whether the command is offered: the bus must share the host's memory, and the driver
+        use messages. INTx needs the head doorbells, which tell when to release the line."""
+        return self._allowed and self._function.dma.shared and self._interrupts.messages
 
     def _forget(self) -> None:
         self._values = self._events = memoryview(bytearray(self._length)).cast("I")
@@ -127,6 +128,8 @@ class ShadowDoorbells:
                 sq.shadow_tail = self._values[2 * sq.qid]
             if sq.cq.shadow_head is None:
                 sq.cq.shadow_head = self._values[2 * sq.cq.qid + 1]
+                # Heads are looked at when they are needed: no register is to be written for them.
+                self._events[2 * sq.cq.qid + 1] = (sq.cq.head - 1) % sq.cq.size
 
     # Looking.
 
