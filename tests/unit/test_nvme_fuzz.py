@@ -147,8 +147,8 @@ class Fuzzer:
                 device.write(0, DOORBELLS + 4 * action.index, action.value)
             case Fill():
                 words = self.pages[action.page].view.cast("Q")
-                for index, value in enumerate(action.values):
-                    words[index] = self.address(*value)
+                for index, place in enumerate(action.values):
+                    words[index] = self.address(*place)
             case Write():
                 value = action.value & (1 << 8 * action.size) - 1
                 device.write(0, action.offset, value, action.size)

@@ -199,12 +199,11 @@ def test_the_loop_polls(driver: ShadowDriver) -> None:
 
 def test_a_reset_ends_it(driver: ShadowDriver) -> None:
     driver.disable()
-    assert driver.values is not None
-    before = bytes(driver.events)
-    driver.values, values = None, driver.values
+    before, values = bytes(driver.events), driver.words
+    driver.values = None
     driver.enable()
     driver.create_queue(1)
-    values.view.cast("I")[2] = 9
+    values[2] = 9
     driver.bus.run_for(0.001)
     driver.ok(FLUSH, 1, nsid=1)
     assert bytes(driver.events) == before
