@@ -9,6 +9,7 @@ halt polling): a wake-up through the operating system costs more than a short ac
 from __future__ import annotations
 
 import asyncio
+import os
 import selectors
 import time
 from collections.abc import Callable
@@ -63,7 +64,7 @@ class CardLoop(asyncio.SelectorEventLoop):
         self._ports.pollers = tuple(p for p in self._ports.pollers if p is not poller)
 
     # A handler that runs inside the selector may schedule work at any depth of asyncio; these
-    # three are where all of it passes, and the selector must then return to asyncio.
+    # are where all of it passes, and the selector must then return to asyncio.
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -82,6 +83,14 @@ class CardLoop(asyncio.SelectorEventLoop):
         """See asyncio."""
         self._ports.scheduled = True
         return super().call_at(when, callback, *args, context=context)
+
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """See asyncio."""
+        handle = super().call_soon_threadsafe(callback, *args, context=context)
+        self._ports.scheduled = True
+        return handle
 
     def stop(self) -> None:
         """See asyncio."""
@@ -108,6 +117,8 @@ class _PortSelector(selectors.EpollSelector):
         self.pollers: tuple[Poller, ...] = ()
         self._port: Port | None = None
         self._window = 0.0
+        # On a single processor polling would only keep the guest from working.
+        self._longest = SPIN_MAX if len(os.sched_getaffinity(0)) > 1 else 0.0
 
     def set_port(self, port: Port | None) -> None:
         if self._port is not None:
@@ -163,8 +174,8 @@ class _PortSelector(selectors.EpollSelector):
 
     def _learn(self, slept: float) -> None:
         """A short sleep would have been cheaper as a spin; a long one made it a waste."""
-        if slept < SPIN_MAX:
-            self._window = min(max(self._window * 2, SPIN_MIN), SPIN_MAX)
+        if slept < self._longest:
+            self._window = min(max(self._window * 2, SPIN_MIN), self._longest)
         else:
             self._window = self._window / 2 if self._window > SPIN_MIN else 0.0
 

@@ -1,23 +1,26 @@
-"""A function served as a virtio-pcidev device: commands one way, interrupts the other.
-
-Message, in the command queue from the guest, in the interrupt queue to it:
-
-0    1     2          4        8             16
-+----+-----+----------+--------+-------------+--------
-| op | BAR | reserved | size 4 | address 8   | data
-+----+-----+----------+--------+-------------+--------
-"""
+"""A function served as a virtio-pcidev device: its command queue, and the upstream link."""
 
 from __future__ import annotations
 
-import enum
 import logging
 import struct
 import threading
 from collections import deque
 from collections.abc import Callable
 
+from softcard.bus.uml.interrupts import InterruptQueue
 from softcard.bus.uml.memory import GuestMemory
+from softcard.bus.uml.protocol import (
+    CFG_READ,
+    CFG_WRITE,
+    COMMANDS,
+    HEADER,
+    INTX,
+    MMIO_MEMSET,
+    MMIO_READ,
+    MMIO_WRITE,
+    pack_msi,
+)
 from softcard.bus.uml.vring import DESC_F_NEXT, DESC_F_WRITE, Vring
 from softcard.errors import DmaError
 from softcard.model.atomic import apply_atomic
@@ -25,34 +28,12 @@ from softcard.model.link import AtomicOp, Downstream, LinkFeatures
 
 log = logging.getLogger("softcard.bus.uml")
 
-HEADER = struct.Struct("<BBHIQ")
-COMMANDS, INTERRUPTS = 0, 1
 BAR_COUNT = 6
 CONFIG_SIZE = 4096
 MAX_BLOCK = 1 << 24
-INTA = 1
-# The guest has 20 buffers for posted writes; it waits for each further one until it is told that
-# some are free.
-WRITES_BEFORE_CALL = 12
 COMMANDS_AT_ONCE = 64
 
 FEATURES = LinkFeatures(bus="uml", max_functions=1, max_bar_size=MAX_BLOCK)
-
-
-class Op(enum.IntEnum):
-    """Operations (linux/virtio_pcidev.h)."""
-
-    CFG_READ = 1
-    CFG_WRITE = 2
-    MMIO_READ = 3
-    MMIO_WRITE = 4
-    MMIO_MEMSET = 5
-    INT = 6
-    MSI = 7
-    PME = 8
-
-
-CFG_READ, CFG_WRITE, MMIO_READ, MMIO_WRITE, MMIO_MEMSET = list(Op)[:5]
 
 
 class PciDevice:
@@ -60,20 +41,17 @@ class PciDevice:
 
     Args:
         function: the downstream half.
-        call: tells the guest that these queues have something for it.
+        call: tells the guest that this queue has something for it.
     """
 
     features = FEATURES
 
-    def __init__(self, function: Downstream, call: Callable[[tuple[int, ...]], None]) -> None:
+    def __init__(self, function: Downstream, call: Callable[[int], None]) -> None:
         self.function = function
         self.memory = GuestMemory()
+        self.interrupts = InterruptQueue(self.memory, call)
         self._call = call
         self._commands: Vring | None = None
-        self._interrupts: Vring | None = None
-        self._lock = threading.Lock()
-        self._waiting: deque[bytes] = deque()
-        self._writes_done = 0
         self._intx = False
         self._intx_again = False
         # One entry while a command is with the card.
@@ -91,10 +69,7 @@ class PciDevice:
         if queue == COMMANDS:
             self._commands = vring
         else:
-            with self._lock:
-                vring.notify(False)
-                self._interrupts = vring
-                self._send_waiting()
+            self.interrupts.start(vring)
 
     def stop(self, queue: int) -> None:
         """The guest takes a queue back."""
@@ -102,9 +77,7 @@ class PciDevice:
             self._commands = None
             self._backlog.clear()
         else:
-            with self._lock:
-                self._interrupts = None
-                self._waiting.clear()
+            self.interrupts.stop()
 
     # Commands, on the card's thread.
 
@@ -112,8 +85,8 @@ class PciDevice:
         """Serve commands that are there; not all of very many, so that others have their turn."""
         ring = self._commands
         if ring is None or not (ring.pending() or self._backlog):
-            if self._waiting:
-                return self._retry_waiting()
+            if self.interrupts.waiting:
+                return self.interrupts.retry()
             if self._intx_again:
                 self._repeat_intx()
                 return True
@@ -127,8 +100,10 @@ class PciDevice:
                 break
             if self._commands is not ring:
                 break
-        if self._waiting:
-            self._retry_waiting()
+        if ring.wants_call():
+            self._call(COMMANDS)
+        if self.interrupts.waiting:
+            self.interrupts.retry()
         return True
 
     def arm(self) -> bool:
@@ -159,7 +134,6 @@ class PciDevice:
                     value = self.function.read(bar, offset, size)
                     serving.pop()
                     answer[:] = value.to_bytes(size, "little")
-                    self._writes_done = 0
                     ring.put(head, size)
                     return
             if op == MMIO_WRITE and 0 < size <= 8 and bar < BAR_COUNT and length >= 16 + size:
@@ -168,7 +142,6 @@ class PciDevice:
                 self.function.write(bar, offset, size, value)
                 serving.pop()
                 ring.put(head, 0)
-                self._count_write()
                 return
             self._serve_rare(ring, head, op, bar, size, offset)
         except Exception as error:
@@ -208,7 +181,6 @@ class PciDevice:
             ring.put(head, len(answer))
         else:
             ring.put(head, 0)
-            self._count_write()
 
     # The completion time-out, on another thread. Whoever takes the command that is being served
     # out of `_serving` owns the queue: the card's thread nearly always, the other one when the
@@ -283,18 +255,11 @@ class PciDevice:
         ring.put(head, length)
         return True
 
-    def _count_write(self) -> None:
-        """The guest takes buffers of finished writes back when it is called, or when it reads."""
-        self._writes_done += 1
-        if self._writes_done >= WRITES_BEFORE_CALL:
-            self._writes_done = 0
-            self._call((COMMANDS,))
-
     # Interrupts, from any thread.
 
     def message(self, address: int, data: int) -> None:
         """See `Upstream.message`."""
-        self._interrupt(HEADER.pack(Op.MSI, 0, 0, 4, address) + data.to_bytes(4, "little"))
+        self.interrupts.send(pack_msi(address, data))
 
     def vector(self, vector: int) -> None:
         """Not used: the function keeps its own MSI-X table here."""
@@ -306,49 +271,12 @@ class PciDevice:
         self._intx = asserted
         self._intx_again = False
         if asserted:
-            self._interrupt(HEADER.pack(Op.INT, 0, 0, 0, INTA))
+            self.interrupts.send(INTX)
 
     def _repeat_intx(self) -> None:
         self._intx_again = False
         if self._intx:
-            self._interrupt(HEADER.pack(Op.INT, 0, 0, 0, INTA))
-
-    def _interrupt(self, message: bytes) -> None:
-        with self._lock:
-            self._waiting.append(message)
-            self._send_waiting()
-
-    def _send_waiting(self) -> bool:
-        """Put waiting messages into the buffers that the guest has free; it has only ten."""
-        ring = self._interrupts
-        sent = False
-        while ring is not None and self._waiting:
-            if not ring.pending() and not ring.notify_unless_pending():
-                break
-            head = ring.take()
-            address, length, _, _ = ring.descriptor(head)
-            message = self._waiting[0]
-            try:
-                self.memory.map(address, min(length, len(message)))[:] = message[:length]
-            except DmaError as error:
-                log.warning("the guest offered no memory for an interrupt: %s", error)
-                ring.put(head, 0)
-                continue
-            self._waiting.popleft()
-            ring.put(head, len(message))
-            sent = True
-        if ring is not None and not self._waiting:
-            ring.notify(False)
-        if sent:
-            both = self._writes_done > WRITES_BEFORE_CALL // 2
-            if both:
-                self._writes_done = 0
-            self._call((COMMANDS, INTERRUPTS) if both else (INTERRUPTS,))
-        return sent
-
-    def _retry_waiting(self) -> bool:
-        with self._lock:
-            return self._send_waiting()
+            self.interrupts.send(INTX)
 
     # DMA, from any thread.
 

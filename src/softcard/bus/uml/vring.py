@@ -18,8 +18,12 @@ from softcard.errors import DmaError
 DESC = struct.Struct("<QIHH")
 DESC_F_NEXT, DESC_F_WRITE = 1, 2
 USED_F_NO_NOTIFY = 1
+AVAIL_F_NO_INTERRUPT = 1
 MAX_CHAIN = 4
 
+# Taking a lock is a full memory barrier. Without one between a store that the driver looks at and
+# a load of what it stores, the processor may do the load first: both sides would see nothing new,
+# and wait for each other.
 _BARRIER = threading.Lock()
 
 Descriptor = tuple[int, int, bool]
@@ -90,10 +94,13 @@ class Vring:
     def notify_unless_pending(self) -> bool:
         """Ask the driver to kick; True, and no kick may come, when a chain is there already."""
         self.notify(True)
-        # Taking a lock is a full memory barrier: without one the processor may look at the ring
-        # before the driver can see that a kick is wanted, and both sides would wait.
         with _BARRIER:
             return self.pending()
+
+    def wants_call(self) -> bool:
+        """Whether the driver wants to be told of what was put; it may poll instead."""
+        with _BARRIER:
+            return not self._avail[0] & AVAIL_F_NO_INTERRUPT
 
     def notify(self, wanted: bool) -> None:
         """Ask the driver to kick when it offers a chain, or not to bother."""
