@@ -157,6 +157,14 @@ def test_a_closed_file_is_free_and_can_be_opened_again(store: FileStore, path: P
     assert read(store, 0, 4) == b"kept"
 
 
+def test_a_file_that_is_gone_is_not_made_again(store: FileStore, path: Path) -> None:
+    store.close()
+    path.unlink()
+    with pytest.raises(UsageError, match="not there"):
+        store.open()
+    assert not path.exists()
+
+
 def test_a_forgotten_store_frees_its_file(path: Path) -> None:
     FileStore(path, MIB)
     FileStore(path, MIB).close()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from tests.unit.nvme_driver import NvmeDriver
 
-from softcard.cards.nvme import Nvme
+from softcard.cards.nvme import CriticalWarning, Nvme
 from softcard.model.options import Size
 
 ASYNC, FORMAT = 0x0C, 0x80
@@ -55,6 +55,24 @@ def test_events_that_the_host_does_not_want_are_not_reported(
     driver.push(ASYNC)
     driver.card.temperature = 400
     assert driver.reap() == []
+
+
+@pytest.mark.parametrize(
+    ("warning", "result"),
+    [
+        (CriticalWarning.SPARE, 0x020201),
+        (CriticalWarning.RELIABILITY, 0x020001),
+        (CriticalWarning.READ_ONLY, 0x020001),
+    ],
+)
+def test_warnings_of_the_owner_are_reported(
+    driver: NvmeDriver, warning: CriticalWarning, result: int
+) -> None:
+    driver.set_feature(CONFIGURATION, 0xFF)
+    driver.push(ASYNC)
+    driver.card.warnings = warning
+    assert [c.result for c in driver.reap()] == [result]
+    assert driver.log_page(2, 512)[0] == driver.card.warnings == warning
 
 
 def test_a_fifth_request_is_too_many(driver: NvmeDriver) -> None:

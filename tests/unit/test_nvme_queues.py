@@ -94,8 +94,9 @@ def test_without_messages_there_is_one_vector() -> None:
     driver.close()
 
 
-def test_a_queue_outside_memory_is_refused() -> None:
-    driver = NvmeDriver(Nvme(size=Size("1M")), strict=False)
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_queue_outside_memory_is_refused(shared: bool) -> None:
+    driver = NvmeDriver(Nvme(size=Size("1M")), strict=False, shared=shared)
     assert cq(driver, prp1=0x5000) == 0x04
     assert cq(driver) == 0
     assert sq(driver, prp1=0x5000) == 0x04

@@ -58,7 +58,7 @@ class FileStore:
         made = not path.exists()
         if made and size is None:
             raise UsageError(f"{path} does not exist: give a size to make it, or another file")
-        self.open()
+        self._open(os.O_CREAT)
         try:
             self.size = self._fit(size, block_size)
         except BaseException:
@@ -68,16 +68,18 @@ class FileStore:
             raise
 
     def open(self) -> None:
-        """Open and lock the file again.
+        """Open and lock the file again, which must still be there.
 
         Raises:
             UsageError: as when the store was made.
         """
-        if self._file is not None:
-            return
+        if self._file is None:
+            self._open(0)
+
+    def _open(self, create: int) -> None:
         path = self.path
         try:
-            flags = os.O_RDONLY if self.read_only else os.O_RDWR | os.O_CREAT
+            flags = os.O_RDONLY if self.read_only else os.O_RDWR | create
             fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         except OSError as error:
             raise UsageError(f"cannot open {path}: {_why(error, path)}") from None
@@ -196,7 +198,9 @@ class FileStore:
 
 def _why(error: OSError, path: Path) -> str:
     """A sentence on why a file cannot be opened, and what to do."""
-    if error.errno == errno.ENOENT:
+    if error.errno == errno.ENOENT and path.parent.is_dir():
+        return "it is not there; restore it, or choose another file"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return f"there is no folder {path.parent}; make it first, or choose another file"
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"{error.strerror}; make it writable, or give the card the option read_only"

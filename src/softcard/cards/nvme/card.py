@@ -17,6 +17,7 @@ from softcard.cards.nvme.controller import Controller
 from softcard.cards.nvme.doorbells import Doorbells
 from softcard.cards.nvme.features import Features
 from softcard.cards.nvme.firmware import Firmware
+from softcard.cards.nvme.health import CriticalWarning
 from softcard.cards.nvme.identify import Identify, Identity
 from softcard.cards.nvme.logs import Logs
 from softcard.cards.nvme.namespace import (
@@ -55,6 +56,7 @@ from softcard.pcie.capabilities import (
 )
 
 DEFAULT_SIZE = Size(1 << 30)
+DEFAULT_TRANSFER = Size(1 << 20)
 MAX_QUEUES = MAX_VECTORS - 1
 MAX_QUEUE_ENTRIES = 1 << 16
 MAX_TRANSFER = 1 << 26
@@ -113,7 +115,7 @@ class Nvme(Card):
         namespaces: int = 1,
         queues: int = 8,
         queue_entries: int = 1024,
-        max_transfer: Size = Size(1 << 20),  # noqa: B008
+        max_transfer: Size = DEFAULT_TRANSFER,
         serial: str | None = None,
         model: str = "softcard NVMe",
         shadow_doorbells: bool = True,
@@ -232,6 +234,16 @@ class Nvme(Card):
         self.controller.health.temperature = kelvin
         self._features.check_health()
 
+    @property
+    def warnings(self) -> CriticalWarning:
+        """Critical warnings to be reported besides those that the temperature gives."""
+        return self.controller.health.forced
+
+    @warnings.setter
+    def warnings(self, warnings: CriticalWarning) -> None:
+        self.controller.health.forced = warnings
+        self._features.check_health()
+
     def close(self) -> None:
         """Give the file back, for another card; the card must not be plugged in any more."""
         self._background.stop()
@@ -339,10 +351,11 @@ class Nvme(Card):
         """Every PCI reset resets the controller; power-on opens the file again."""
         if kind is ResetKind.POWER_ON:
             self._lose_power()
-            self._store.open()
             self.controller.health.power_on()
         self._was_notified = SHUTDOWN_NONE
         self._reset_controller()
+        if kind is ResetKind.POWER_ON:
+            self._store.open()
 
     def on_memory_removed(self, address: int, size: int) -> None:
         """Forget views of it."""

@@ -32,7 +32,7 @@ class Health:
         power_cycles, unsafe_shutdowns: times that power came on, and went without a shutdown
             notification before.
         over_threshold, under_threshold: what the host set, in kelvin.
-        forced: warnings that the card's owner wants reported.
+        forced: warnings that the card's owner wants reported besides.
     """
 
     def __init__(self) -> None:

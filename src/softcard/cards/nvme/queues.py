@@ -195,4 +195,4 @@ def _ring(dma: Dma, address: int, length: int) -> memoryview:
     """
     if dma.shared:
         return dma.map(address, length)
-    return memoryview(bytearray(length))
+    return memoryview(bytearray(dma.read(address, length)))
