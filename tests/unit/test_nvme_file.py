@@ -186,7 +186,8 @@ def test_a_queue_that_is_deleted_aborts_its_commands(
     disk = SlowDisk(monkeypatch, "flush")
     flush = driver.push(FLUSH, 1, nsid=1)
     driver.ok(0x00, dw10=1)
-    assert [(c.cid, c.status) for c in driver.reap(1)] == [(flush, SQ_DELETED)]
+    assert [(c.cid, c.status, c.more) for c in driver.reap(1)] == [(flush, SQ_DELETED, False)]
+    assert driver.log_page(1, 64) == bytes(64), "what the host asked for is no error"
     disk.release()
     driver.bus.run_for(0.01)
     driver.ok(0x04, dw10=1)

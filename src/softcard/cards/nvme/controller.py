@@ -18,6 +18,7 @@ from softcard.cards.nvme.namespace import Namespaces
 from softcard.cards.nvme.queues import CompletionQueue, SubmissionQueue
 from softcard.cards.nvme.shadow import ShadowDoorbells
 from softcard.cards.nvme.status import (
+    REQUESTED,
     CommandError,
     Status,
     status_field,
@@ -255,15 +256,17 @@ class Controller:
         self._post(command, 0, result)
 
     def fail(self, command: Command, error: CommandError) -> None:
-        """Complete a command with an error, which the error log remembers."""
+        """Complete a command with an error, which the error log remembers unless the host asked
+        for it."""
         field = status_field(error.status)
-        self.errors.record(
-            field,
-            queue=command.queue,
-            command=command.cid,
-            namespace=command.nsid,
-            lba=error.lba,
-        )
+        if error.status not in REQUESTED:
+            self.errors.record(
+                field,
+                queue=command.queue,
+                command=command.cid,
+                namespace=command.nsid,
+                lba=error.lba,
+            )
         log.info(
             "command %#04x of queue %d failed: %s",
             command.opcode, command.queue, error.status.name,

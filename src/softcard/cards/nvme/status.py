@@ -86,10 +86,19 @@ class CommandError(Exception):
         self.lba = lba
 
 
+# What the host itself has asked for, and what is therefore no error.
+REQUESTED = frozenset({Status.ABORT_REQUESTED, Status.ABORTED_SQ_DELETION})
+
+
 def status_field(status: Status) -> int:
     """Bits 15:1 of a failed command's status field, shifted down: with "do not retry" where the
-    same command would fail again, and "more", for the error log has an entry about it."""
-    return status | MORE | (0 if status in _TRANSIENT else DO_NOT_RETRY)
+    same command would fail again, and "more" where the error log has an entry about it."""
+    field = int(status)
+    if status not in REQUESTED:
+        field |= MORE
+    if status not in _TRANSIENT:
+        field |= DO_NOT_RETRY
+    return field
 
 
 def status_of_write_error(error: OSError) -> Status:
