@@ -30,7 +30,7 @@ class RamStore:
 
     def __init__(self, size: int) -> None:
         if size < 1:
-            raise UsageError(f"a store of {size} bytes is impossible: it needs at least one")
+            raise UsageError(f"a store of {int(size)} bytes is impossible: it needs at least one")
         self.size = size
         try:
             self._memory = mmap.mmap(
@@ -38,7 +38,7 @@ class RamStore:
             )
         except (OSError, OverflowError, ValueError) as error:
             raise UsageError(
-                f"no memory for a store of {size} bytes ({error}): choose a smaller size, or keep "
+                f"no memory for a store of {int(size)} bytes ({error}): choose a smaller size, or keep "
                 "the data in a file"
             ) from None
         self._view = memoryview(self._memory)
