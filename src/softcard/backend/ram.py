@@ -38,8 +38,8 @@ class RamStore:
             )
         except (OSError, OverflowError, ValueError) as error:
             raise UsageError(
-                f"no memory for a store of {int(size)} bytes ({error}): choose a smaller size, or keep "
-                "the data in a file"
+                f"no memory for a store of {int(size)} bytes ({error}): choose a smaller size, or "
+                "keep the data in a file"
             ) from None
         self._view = memoryview(self._memory)
 
