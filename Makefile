@@ -1,6 +1,10 @@
 # Every target sets up what it needs first; see tools/setup.
 BIN := .venv/bin
 
+# A package with an __all__ does not show its modules by itself.
+DOCUMENTED := softcard $(addprefix softcard., \
+	backend bus cards errors guest model pcie testing)
+
 .PHONY: help setup demo test lint unit uml bench wheel docs clean
 
 help:
@@ -22,7 +26,7 @@ demo: setup
 
 test: setup
 	$(MAKE) --no-print-directory lint
-	$(BIN)/pytest tests/unit tests/uml
+	$(BIN)/pytest tests/unit tests/uml examples
 
 lint:
 	@tools/setup packages venv
@@ -35,7 +39,7 @@ unit:
 	$(BIN)/pytest tests/unit
 
 uml: setup
-	$(BIN)/pytest tests/uml
+	$(BIN)/pytest tests/uml examples
 
 bench: setup
 	$(BIN)/python -m benchmarks
@@ -46,7 +50,8 @@ wheel: setup
 
 docs:
 	@tools/setup packages venv
-	$(BIN)/pdoc --docformat google --output-directory docs/reference softcard '!softcard.cli'
+	$(BIN)/pdoc --docformat google --output-directory docs/reference $(DOCUMENTED)
+	@echo "docs/reference/index.html"
 
 clean:
 	rm -rf build dist docs/reference .mypy_cache .ruff_cache .pytest_cache .hypothesis
