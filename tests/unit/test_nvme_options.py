@@ -43,6 +43,7 @@ def test_an_impossible_option_is_one_clear_sentence(options: dict[str, Any], wor
     with pytest.raises(UsageError, match=words) as raised:
         Nvme(**options)
     assert "\n" not in str(raised.value)
+    assert "bytes bytes" not in str(raised.value)
 
 
 def test_a_refused_option_makes_no_file(tmp_path: Path) -> None:

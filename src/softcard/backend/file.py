@@ -110,8 +110,7 @@ class FileStore:
     def _fit(self, size: int | None, block_size: int) -> int:
         """The store's size, after making the file that long if it is new."""
         path, length = self.path, os.fstat(self._fd).st_size
-        if size is None:
-            size = length
+        size = length if size is None else int(size)
         if size % block_size or not size:
             raise UsageError(
                 f"{path} would hold {size} bytes, which is not a multiple of the block size "

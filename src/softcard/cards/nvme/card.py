@@ -129,7 +129,7 @@ class Nvme(Card):
         )  # fmt: skip
         _check(
             PAGE_SIZE_MIN <= max_transfer <= MAX_TRANSFER and not max_transfer & (max_transfer - 1),
-            f"a largest transfer of {max_transfer} bytes", "a power of two from 4K to 64M",
+            f"a largest transfer of {max_transfer:d} bytes", "a power of two from 4K to 64M",
         )  # fmt: skip
         if serial is None:
             serial = _serial(file)
@@ -210,7 +210,7 @@ class Nvme(Card):
             return
         if self._store.size < count * max(block_size, GRANULE):
             raise UsageError(
-                f"{self._store.size} bytes are too few for {count} namespaces of {block_size}-byte "
+                f"{self._store.size:d} bytes are too few for {count} namespaces of {block_size}-byte "
                 "blocks: choose a larger size"
             )
         share_out(self._namespaces, count, block_size, identity.unique)
@@ -385,7 +385,7 @@ def _open(file: Path | None, size: Size | None, block_size: int, read_only: bool
     if read_only:
         raise UsageError("read_only is for a disk with a file: name the file, or leave it out")
     size = DEFAULT_SIZE if size is None else size
-    _check(size % block_size == 0, f"a disk of {size} bytes", f"a multiple of {block_size}")
+    _check(size % block_size == 0, f"a disk of {size:d} bytes", f"a multiple of {block_size}")
     return RamStore(size)
 
 
