@@ -210,8 +210,8 @@ class Nvme(Card):
             return
         if self._store.size < count * max(block_size, GRANULE):
             raise UsageError(
-                f"{self._store.size:d} bytes are too few for {count} namespaces of {block_size}-byte "
-                "blocks: choose a larger size"
+                f"{self._store.size:d} bytes are too few for {count} namespaces with blocks of "
+                f"{block_size}: choose a larger size"
             )
         share_out(self._namespaces, count, block_size, identity.unique)
 
