@@ -1,6 +1,9 @@
 # Every target sets up what it needs first; see tools/setup.
 BIN := .venv/bin
 
+# Not the documentation: its excerpts are laid out for reading.
+PYTHON := setup.py src tests examples benchmarks
+
 # A package with an __all__ does not show its modules by itself.
 DOCUMENTED := softcard $(addprefix softcard., \
 	backend bus cards errors guest model pcie testing)
@@ -30,8 +33,8 @@ test: setup
 
 lint:
 	@tools/setup packages venv
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff check $(PYTHON)
+	$(BIN)/ruff format --check $(PYTHON)
 	$(BIN)/mypy
 
 unit:
