@@ -49,6 +49,11 @@ def demo(card: str) -> None:
     nvme is formatted, mounted, written and checked by Linux's own driver. edu and printer are
     driven by the small drivers in examples/, which are compiled first.
     """
+    if card != "nvme" and not EXAMPLES.is_dir():
+        raise UsageError(
+            f"softcard demo {card} compiles a driver of examples/, which is in softcard's source "
+            "tree only: run it there"
+        )
     show_log()
     ready_kernel()
     with ended_by_signals():
@@ -124,15 +129,9 @@ def _load(story: Story, example: str) -> None:
     from softcard.guest.kernel import build_module
 
     assert story.guest is not None
-    source = EXAMPLES / example
-    if not source.is_dir():
-        raise UsageError(
-            f"this demonstration compiles examples/{example}, which is in softcard's source tree "
-            "only: run it there"
-        )
     with tempfile.TemporaryDirectory(prefix="softcard-", dir=VISIBLE) as name:
         folder = Path(name) / example
-        shutil.copytree(source, folder)
+        shutil.copytree(EXAMPLES / example, folder)
         with story.step(f"softcard kernel modules examples/{example}", command=True):
             (module,) = build_module(ready_kernel(), folder)
         position = story.guest.log.position()
