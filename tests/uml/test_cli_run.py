@@ -32,7 +32,7 @@ class Printer(Card):
 
     @bar0.message.on_write
     def show(self, value):
-        print(f"the driver wrote {value:#010x}", flush=True)
+        print(f"the driver wrote {value:#010x}")
 
     def on_reset(self, kind):
         pass

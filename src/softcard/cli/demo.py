@@ -21,6 +21,7 @@ from softcard.cli.guest import (
     load_module,
     ready_kernel,
 )
+from softcard.cli.output import print_at_once
 from softcard.cli.source import PACKAGE
 from softcard.errors import UsageError
 from softcard.model.card import Card
@@ -54,9 +55,10 @@ def demo(card: str) -> None:
             f"softcard demo {card} compiles a driver of examples/, which is in softcard's source "
             "tree only: run it there"
         )
+    print_at_once()
     show_log()
-    ready_kernel()
     with ended_by_signals():
+        ready_kernel()
         {"nvme": nvme, "edu": edu, "printer": printer}[card]()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,3 +25,9 @@ def err() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, stderr=True, soft_wrap=True)
+
+
+def print_at_once() -> None:
+    """What a card prints appears when it prints it, also where standard output is no terminal."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)

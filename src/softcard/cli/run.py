@@ -31,7 +31,7 @@ from softcard.cli.guest import (
     guest_options,
 )
 from softcard.cli.options import make_card
-from softcard.cli.output import err
+from softcard.cli.output import err, print_at_once
 from softcard.cli.source import CardFile, Source
 from softcard.errors import GuestError, UsageError
 from softcard.model.card import Card
@@ -159,6 +159,7 @@ def run_card(
     """
     from softcard.bus.uml import UmlBus
 
+    print_at_once()
     show_log(options.log)
     with ended_by_signals(), UmlBus(completion_timeout=options.completion_timeout) as bus:
         slot = bus.plug(card)
@@ -174,6 +175,7 @@ def run_remote(path: Path, options: GuestOptions, action: Action) -> int:
     """Run a card that another process serves; the exit status."""
     from softcard.bus.uml import UmlBus
 
+    print_at_once()
     show_log(options.log)
     with ended_by_signals(), UmlBus(completion_timeout=options.completion_timeout) as bus:
         slot = bus.plug_socket(path)

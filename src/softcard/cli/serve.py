@@ -12,7 +12,7 @@ from softcard.cli.card_command import CardCommand, class_of, source_of
 from softcard.cli.errors import show_log
 from softcard.cli.guest import completion_timeout_option, ended_by_signals
 from softcard.cli.options import make_card
-from softcard.cli.output import err
+from softcard.cli.output import err, print_at_once
 
 
 @click.command(cls=CardCommand)
@@ -41,6 +41,7 @@ def serve(
     assert source is not None
     made = make_card(class_of(ctx), parameters, source.file)
     name = type(made).__name__
+    print_at_once()
     show_log()
 
     def changed(connected: bool) -> None:
