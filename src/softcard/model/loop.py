@@ -16,8 +16,9 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Protocol
 
-SPIN_MAX = 200e-6
+SPIN_MAX = 100e-6
 SPIN_MIN = 10e-6
+HOLD_OFF = 64
 FAIR_SHARE = 2e-3
 
 
@@ -117,6 +118,7 @@ class _PortSelector(selectors.EpollSelector):
         self.pollers: tuple[Poller, ...] = ()
         self._port: Port | None = None
         self._window = 0.0
+        self._hold_off = 0
         # On a single processor polling would only keep the guest from working.
         self._longest = SPIN_MAX if len(os.sched_getaffinity(0)) > 1 else 0.0
 
@@ -174,10 +176,17 @@ class _PortSelector(selectors.EpollSelector):
 
     def _learn(self, slept: float) -> None:
         """A short sleep would have been cheaper as a spin; a long one made it a waste."""
-        if slept < self._longest:
+        if self._hold_off:
+            self._hold_off -= 1
+        elif slept >= self._longest:
+            self._window = self._window / 2 if self._window > SPIN_MIN else 0.0
+        elif self._window < self._longest:
             self._window = min(max(self._window * 2, SPIN_MIN), self._longest)
         else:
-            self._window = self._window / 2 if self._window > SPIN_MIN else 0.0
+            # Polled long, and yet it came as soon as we slept: the guest waits for this very
+            # processor.
+            self._window = 0.0
+            self._hold_off = HOLD_OFF
 
     def _arm(self) -> bool:
         ready = self._port is not None and self._port.arm()
