@@ -138,7 +138,7 @@ def _problems_of(guest: UmlGuest) -> list[str]:
     if guest.alive:
         mark = f"softcard: end of test {len(guest.log.lines)}"
         try:
-            guest.write_file(KMSG, mark)
+            guest.write_file(KMSG, mark + "\n")
             guest.log.wait_for(mark, SYNC_TIMEOUT)
         except (GuestError, TimeoutError) as error:
             problems.append(f"the guest does not answer after the test: {error}")
