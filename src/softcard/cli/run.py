@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ from softcard.errors import GuestError, UsageError
 from softcard.model.card import Card
 
 if TYPE_CHECKING:
-    from softcard.bus.uml import UmlSlot
+    from softcard.bus.uml import UmlBus, UmlSlot
+    from softcard.cli.reload import Reloader
     from softcard.guest.channel import Process
     from softcard.guest.uml import UmlGuest
 
@@ -59,7 +61,7 @@ class RunCommand(CardCommand):
     takes_command = True
 
 
-def _parameters(cls: type[CardCommand], name: str, text: str) -> click.Command:
+def make_command(cls: type[CardCommand], name: str, text: str) -> click.Command:
     """A command with the parameters of `softcard run`."""
 
     @click.command(name, cls=cls, help=text)
@@ -87,14 +89,15 @@ def _parameters(cls: type[CardCommand], name: str, text: str) -> click.Command:
         check_modules(options.modules)
         if source is None:
             path = Path(parameters["card"].removeprefix(REMOTE))
-            return run_remote(path, options, action)
+            return run_in_guest(lambda bus: bus.plug_socket(path), options, action, nullcontext)
         card = make_card(class_of(ctx), parameters, source.file)
-        return run_card(card, source, options, action, parameters if reload else None)
+        reloader = partial(_reloader, source, parameters) if reload else nullcontext
+        return run_in_guest(lambda bus: bus.plug(card), options, action, reloader)
 
     return command
 
 
-run = _parameters(
+run = make_command(
     RunCommand,
     "run",
     """Plug CARD into an embedded Linux and do something there.
@@ -122,7 +125,7 @@ def run_from_file(card: type[Card]) -> None:
     class OwnCommand(RunCommand):
         given = _OwnFile(file.name, file, card.__name__, card)
 
-    command = _parameters(OwnCommand, file.name, f"Plug {card.__name__} into an embedded Linux.")
+    command = make_command(OwnCommand, file.name, f"Plug {card.__name__} into an embedded Linux.")
     with reported() as outcome:
         result = command.main(prog_name=f"python {file.name}", standalone_mode=False)
         outcome.status = result if isinstance(result, int) else 0
@@ -141,45 +144,27 @@ class _OwnFile(CardFile):
         return self.loaded
 
 
-def run_card(
-    card: Card,
-    source: Source,
+def run_in_guest(
+    plug: Callable[[UmlBus], UmlSlot],
     options: GuestOptions,
     action: Action,
-    reload_with: dict[str, Any] | None,
+    reloader: Callable[[UmlSlot], AbstractContextManager[object]],
 ) -> int:
-    """Run a card of this process; the exit status.
+    """Plug a card in, boot, and do what the user wants; the exit status.
 
     Args:
-        card: the card.
-        source: where its class comes from.
+        plug: plugs the card in.
         options: the guest's options.
         action: what to do in the guest.
-        reload_with: the parameters to construct it with when its file changes; None for no reload.
+        reloader: what watches the card's file meanwhile.
     """
     from softcard.bus.uml import UmlBus
 
     print_at_once()
     show_log(options.log)
     with ended_by_signals(), UmlBus(completion_timeout=options.completion_timeout) as bus:
-        slot = bus.plug(card)
-        with booted(bus, options) as guest:
-            reloading = (
-                nullcontext() if reload_with is None else _reloading(slot, source, reload_with)
-            )
-            with reloading:
-                return perform(action, guest, slot)
-
-
-def run_remote(path: Path, options: GuestOptions, action: Action) -> int:
-    """Run a card that another process serves; the exit status."""
-    from softcard.bus.uml import UmlBus
-
-    print_at_once()
-    show_log(options.log)
-    with ended_by_signals(), UmlBus(completion_timeout=options.completion_timeout) as bus:
-        slot = bus.plug_socket(path)
-        with booted(bus, options) as guest:
+        slot = plug(bus)
+        with booted(bus, options) as guest, reloader(slot):
             return perform(action, guest, slot)
 
 
@@ -245,12 +230,10 @@ def _whole_line_ends() -> Iterator[None]:
             stream.reconfigure(newline="\n")
 
 
-@contextmanager
-def _reloading(slot: UmlSlot, source: Source, parameters: dict[str, Any]) -> Iterator[None]:
+def _reloader(source: Source, parameters: dict[str, Any], slot: UmlSlot) -> Reloader:
     from softcard.cli.reload import Reloader
 
-    with Reloader(slot, source, parameters):
-        yield
+    return Reloader(slot, source, parameters)
 
 
 def _refuse_rest(ctx: click.Context, rest: tuple[str, ...]) -> None:
