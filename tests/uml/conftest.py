@@ -10,11 +10,22 @@ from pathlib import Path
 import pytest
 
 from softcard.guest.kernel import Kernel, build_module
+from softcard.guest.uml import UmlGuest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = (ROOT / "tests" / "uml" / "modules", ROOT / "examples")
 
 Modules = Callable[[str], Path]
+
+
+def wait_for_disk(guest: UmlGuest, disk: str = "/dev/nvme0n1") -> None:
+    """Wait until the driver has looked for partitions as well.
+
+    A card that goes while that is under way is noticed when the driver's command times out, as
+    with any disk: 30 seconds later.
+    """
+    guest.wait_for_path(disk)
+    guest.sh(f"dd if={disk} of=/dev/null count=1 2>/dev/null")
 
 
 @pytest.fixture(scope="session")
