@@ -1,0 +1,33 @@
+"""Measure, print a table, and write JSON: python -m benchmarks [FILE.json]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks import registers, start, storage
+from benchmarks.result import Result, save, show
+from rich.console import Console
+
+OUTPUT = Path("build/benchmarks.json")
+
+
+def main() -> None:
+    """Run every benchmark."""
+    output = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
+    results: list[Result] = []
+    with Console(stderr=True).status("") as status:
+        for name, measure in (
+            ("boot, plug and memory", start.measure),
+            ("registers, interrupts and DMA", registers.measure),
+            ("the NVMe card", storage.measure),
+        ):
+            status.update(f"measuring {name}")
+            results += measure()
+    show(results)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save(results, output)
+    print(f"also in {output}")
+
+
+main()
