@@ -55,14 +55,21 @@ def softcard(*arguments: str | Path, stdin: int = DEVNULL) -> CompletedProcess[s
     )  # fmt: skip
 
 
+def _heed_interrupts() -> None:
+    # Whoever runs the tests in the background may have had this signal ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
     """The command line in the background; `wait_for` reads what it prints."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, temporary: str | None = None) -> None:
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [*SOFTCARD, *map(str, arguments)],
             stdin=DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            preexec_fn=_heed_interrupts,
+            env=os.environ | ({"TMPDIR": temporary} if temporary else {}),
         )  # fmt: skip
         self._more = threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
@@ -103,10 +110,6 @@ def running() -> Iterator[list[Running]]:
 
 def children_of(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def own_temporary_folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("softcard-*"))
 
 
 def test_the_exit_status_is_that_of_the_command(card: Path) -> None:
@@ -174,16 +177,17 @@ def test_a_handlers_exception_is_shown_and_the_card_goes_on(card: Path) -> None:
 def test_a_signal_ends_everything(
     card: Path, running: list[Running], number: signal.Signals, status: int, command: list[str]
 ) -> None:
-    before = own_temporary_folders()
-    run = Running("run", card, "--log", *command)
-    running.append(run)
-    run.wait_for("as init process")
-    time.sleep(0.3)
-    children = children_of(run.process.pid)
-    assert children
-    assert run.end(number) == status
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
-    assert own_temporary_folders() <= before
+    # Short, because sockets are made in it.
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Running("run", card, "--log", *command, temporary=temporary)
+        running.append(run)
+        run.wait_for("as init process")
+        time.sleep(0.3)
+        children = children_of(run.process.pid)
+        assert children
+        assert run.end(number) == status
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+        assert not list(Path(temporary).iterdir())
 
 
 def test_a_shell_needs_a_terminal(card: Path) -> None:
