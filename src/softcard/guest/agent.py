@@ -137,6 +137,7 @@ class Agent:
                     data = os.read(self.channel, CHUNK)
                     if not data:
                         return
+                    self.send(frames.TAKEN, 0, struct.pack("<I", len(data)))
                     for frame in self.reader.feed(data):
                         self.handle(*frame)
                 elif fd == self.wake:
@@ -180,6 +181,8 @@ class Agent:
     def run(self, ident: int, request: dict[str, Any]) -> None:
         """Start a command."""
         try:
+            # posix_spawnp(3) looks a program up in our own PATH, not in the one it hands on.
+            os.environ["PATH"] = request["env"].get("PATH", os.defpath)
             os.chdir(request["cwd"])
             if request["terminal"]:
                 self.start_in_terminal(ident, request)

@@ -34,6 +34,8 @@ class Channel:
         self._replies: dict[int, queue.SimpleQueue[tuple[int, bytes]]] = {}
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
+        self._taken = threading.Condition()
+        self._on_the_way = 0
         self._next = 1
         self._gone = False
         self.ready = threading.Event()
@@ -54,7 +56,11 @@ class Channel:
         try:
             while data := self._stream.recv(CHUNK):
                 for kind, ident, payload in reader.feed(data):
-                    if kind == frames.READY:
+                    if kind == frames.TAKEN:
+                        with self._taken:
+                            self._on_the_way -= struct.unpack("<I", payload)[0]
+                            self._taken.notify()
+                    elif kind == frames.READY:
                         self.ready.set()
                     elif (waiting := self._replies.get(ident)) is not None:
                         waiting.put((kind, payload))
@@ -64,6 +70,8 @@ class Channel:
             self._gone = True
             for waiting in self._replies.values():
                 waiting.put((GONE, b""))
+        with self._taken:
+            self._taken.notify_all()
         self.ready.set()
 
     @property
@@ -91,12 +99,21 @@ class Channel:
         return conversation
 
     def send(self, kind: int, ident: int, payload: bytes = b"") -> None:
-        """Send one frame."""
+        """Send one frame; waits while the agent has not taken what was sent before."""
+        frame = frames.pack(kind, ident, payload)
         try:
             with self._write_lock:
-                self._stream.sendall(frames.pack(kind, ident, payload))
+                for start in range(0, len(frame), frames.WINDOW):
+                    self._send_piece(frame[start : start + frames.WINDOW])
         except OSError:
             raise GuestError(self._why_gone()) from None
+
+    def _send_piece(self, piece: bytes) -> None:
+        with self._taken:
+            while self._on_the_way + len(piece) > frames.WINDOW and not self._gone:
+                self._taken.wait()
+            self._on_the_way += len(piece)
+        self._stream.sendall(piece)
 
     def forget(self, ident: int) -> None:
         """Replies with this id are of no interest any more."""

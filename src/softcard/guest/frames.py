@@ -15,12 +15,14 @@ import struct
 
 HEADER = struct.Struct("<IBI")
 MAX_PAYLOAD = 1 << 20
+# What the host may have on its way: a terminal line in the guest loses what does not fit its 4 KiB.
+WINDOW = 3072
 
 # Host to agent; the payload of the first three is JSON.
 RUN, CALL, RESIZE = 1, 2, 3
 INPUT, END_OF_INPUT, SIGNAL = 4, 5, 6
 # Agent to host.
-READY, OUTPUT, ERROR_OUTPUT, EXIT, RESULT, FAILURE = 16, 17, 18, 19, 20, 21
+READY, OUTPUT, ERROR_OUTPUT, EXIT, RESULT, FAILURE, TAKEN = 16, 17, 18, 19, 20, 21, 22
 
 
 def pack(kind: int, ident: int, payload: bytes = b"") -> bytes:

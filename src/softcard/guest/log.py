@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 TAIL = 25
+LONG_TAIL = 80
 PROBLEM = re.compile(
     r"\b(WARNING:|BUG:|Oops\b|Kernel panic|general protection|Call Trace:|INFO: task .* blocked|"
     r"possible (circular|recursive) locking|possible irq lock inversion|inconsistent lock state|"
@@ -67,8 +68,11 @@ class KernelLog:
             return list(self._lines)
 
     def tail(self, count: int = TAIL) -> str:
-        """The last lines, for messages."""
-        return "\n".join(self.lines[-count:])
+        """The last lines, for messages; more of them where a fault begins shortly before."""
+        lines = self.lines[-LONG_TAIL:]
+        faults = (n for n, line in enumerate(lines) if PROBLEM.search(line))
+        start = min(next(faults, len(lines)), max(len(lines) - count, 0))
+        return "\n".join(lines[start:])
 
     def position(self) -> int:
         """Where the log is now, for `since`, `problems` and `wait_for`."""
