@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.uml.cards import ProbeCard, Slow
 from tests.uml.conftest import Modules
+from tests.uml.resources import assert_no_growth, open_files, resources, threads
 
 from softcard import Bar, Card, Function, GuestError, PlugError, Register
 from softcard.bus.uml import UmlBus, UmlSlot
@@ -201,28 +201,6 @@ def test_a_card_that_does_not_return_can_be_pulled(
 # A hundred times.
 
 
-def open_files(pid: int | str = "self") -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def threads(pid: int | str = "self") -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
-
-
-def resources(guest: UmlGuest) -> dict[str, int]:
-    """What must not grow: descriptors and threads by number, memory in KiB."""
-    available = guest.sh("grep MemAvailable /proc/meminfo").stdout.split()[1]
-    gc.collect()
-    return {
-        "descriptors here": open_files(),
-        "descriptors of the guest": open_files(guest.process.pid),
-        "threads here": threads(),
-        "threads of the guest": threads(guest.process.pid),
-        "memory here": int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]),
-        "memory in the guest": -int(available),
-    }
-
-
 @pytest.mark.parametrize("how", [UmlSlot.unplug, UmlSlot.pull])
 def test_a_hundred_cycles_leave_nothing_behind(
     guest: UmlGuest, uml_bus: UmlBus, modules: Modules, how: Callable[[UmlSlot], None]
@@ -238,12 +216,7 @@ def test_a_hundred_cycles_leave_nothing_behind(
     cycles(20)
     before = resources(guest)
     cycles(100)
-    after = resources(guest)
-    grown = {name: after[name] - before[name] for name in before}
-    # A leak of as little as a page for each cycle would be seen.
-    assert grown.pop("memory here") < 400
-    assert grown.pop("memory in the guest") < 400
-    assert max(grown.values()) <= 0, grown
+    assert_no_growth(before, resources(guest))
 
 
 def test_nothing_is_left_over_after_close() -> None:
