@@ -123,12 +123,11 @@ def test_the_commands_output_goes_where_the_command_sent_it(card: Path) -> None:
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
 
 
-def test_the_commands_input_is_ours(card: Path) -> None:
-    read, write = os.pipe()
-    os.write(write, b"some words\n")
-    os.close(write)
-    assert softcard("run", card, "--", "cat", stdin=read).stdout == "some words\n"
-    os.close(read)
+def test_the_commands_input_is_ours(card: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    words.write_text("some words\n" * 20_000)
+    with words.open() as file:
+        assert softcard("run", card, "--", "cat", stdin=file.fileno()).stdout == words.read_text()
 
 
 def test_a_command_that_does_not_exist_is_127(card: Path) -> None:
@@ -140,6 +139,7 @@ def test_a_command_that_does_not_exist_is_127(card: Path) -> None:
 def test_the_card_is_there_before_the_command_starts(uml_kernel: Kernel) -> None:
     done = softcard("run", "nvme", "--size", "64M", "--", "cat", "/sys/block/nvme0n1/size")
     assert done.stdout == f"{(64 << 20) // 512}\n"
+    assert softcard("run", "nvme", "--", "mkfs.ext4", "-q", "/dev/nvme0n1").returncode == 0
 
 
 def test_the_file_can_be_run_by_python(card: Path) -> None:
