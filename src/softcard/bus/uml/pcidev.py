@@ -30,10 +30,11 @@ log = logging.getLogger("softcard.bus.uml")
 
 BAR_COUNT = 6
 CONFIG_SIZE = 4096
-MAX_BLOCK = 1 << 28
+MAX_BLOCK = 1 << 24
+MAX_BAR = 1 << 28
 COMMANDS_AT_ONCE = 64
 
-FEATURES = LinkFeatures(bus="uml", max_functions=1, max_bar_size=MAX_BLOCK)
+FEATURES = LinkFeatures(bus="uml", max_functions=1, max_bar_size=MAX_BAR)
 
 
 class PciDevice:
