@@ -30,7 +30,7 @@ Progress = Callable[[str, float], None]
 # Source and objects; what stays in the end is a thirtieth of it.
 ROOM = 2 << 30
 # Until a build has told how many there are.
-TYPICAL_OBJECTS = 2900
+TYPICAL_OBJECTS = 2100
 STEP = re.compile(r"\s+(CC|AS|LD|AR|HOSTCC|GEN|CHK|UPD|LINK|STRIP)\b")
 # Shares of the time that a build takes, in the order of its steps.
 FETCH, UNPACK, CONFIGURE, COMPILE = 0.03, 0.05, 0.02, 0.88

@@ -18,7 +18,6 @@ PACKAGES = {
     "xz": "xz-utils",
     "tar": "tar",
     "patch": "patch",
-    "perl": "perl",
 }
 """Programs, and the Debian packages that have them."""
 
