@@ -20,6 +20,10 @@ INPUT_CHUNK = 4096
 GONE = -1
 
 
+class NoAnswerError(GuestError):
+    """The guest has not answered in time."""
+
+
 class Channel:
     """Speaks to the agent.
 
@@ -128,10 +132,14 @@ class Channel:
         """A small service of the agent.
 
         Raises:
-            GuestError: it failed, did not answer in time, or the guest has ended.
+            NoAnswerError: the guest has not answered in time.
+            GuestError: it failed, or the guest has ended.
         """
         with self.open(frames.CALL, {"call": name, **request}) as conversation:
-            kind, payload = conversation.receive(timeout)
+            try:
+                kind, payload = conversation.receive(timeout)
+            except TimeoutError as error:
+                raise NoAnswerError(str(error)) from None
             if kind == frames.FAILURE:
                 about = request.get("path", "")
                 raise GuestError(f"{name} {about} in the guest failed: {payload.decode()}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softcard.errors import GuestError, UsageError
-from softcard.guest.channel import Channel, Process, terminal_size
+from softcard.guest.channel import Channel, NoAnswerError, Process, terminal_size
 from softcard.guest.log import KernelLog
 
 CALL_TIMEOUT = 30.0
@@ -192,7 +192,7 @@ class Guest:
         """
         try:
             self._channel.call("wait", timeout, path=path, exists=exists)
-        except TimeoutError:
+        except NoAnswerError:
             state = "is still missing" if exists else "is still there"
             raise GuestError(
                 f"{path} {state} in the guest after {timeout:g} s; the kernel log ends with:\n"
