@@ -76,7 +76,11 @@ def test_mounting_the_hosts_files_anew_gives_no_way_to_them(
 
 def test_the_hosts_files_can_be_mounted_and_read(guest: UmlGuest, folder: Path) -> None:
     # Without this the tests above could pass because nothing was mounted at all.
-    guest.sh(f"mkdir /tmp/host; mount -t hostfs -o ro,{folder} none /tmp/host")
+    # mount(8) of Debian 13 takes the options apart, and names the folder's one.
+    guest.sh(
+        f"mkdir /tmp/host; mount -t hostfs -o ro,{folder} none /tmp/host"
+        f" || mount -t hostfs -o ro,hostfs={folder} none /tmp/host"
+    )
     assert guest.sh("cat /tmp/host/file").stdout == CONTENT
 
 

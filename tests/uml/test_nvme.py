@@ -151,7 +151,7 @@ def test_features_can_be_read(guest: UmlGuest, disk: UmlSlot, device: str, featu
 
 def test_a_feature_can_be_set(guest: UmlGuest, disk: UmlSlot) -> None:
     for value in (0, 1):
-        guest.run(["nvme", "set-feature", CONTROLLER, "-f", "6", "-v", str(value)])
+        guest.run(["nvme", "set-feature", CONTROLLER, "--feature-id=6", f"--value={value}"])
         said = guest.run(["nvme", "get-feature", CONTROLLER, "-f", "6"]).stdout
         assert int(said.rsplit(":", 1)[1], 16) == value
 
