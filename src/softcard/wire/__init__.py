@@ -1,0 +1,1 @@
+"""What passes between processes, as values: no threads, and no meaning beyond the format."""

@@ -1,0 +1,158 @@
+"""A socket that carries messages and file descriptors, in the pieces that they come in."""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+import threading
+from collections.abc import Sequence
+
+from softcard.wire.vfio_user import MAX_FDS
+
+RECEIVE_SIZE = 1 << 16
+SEND_TIMEOUT = 5.0
+_FD_SIZE = array.array("i").itemsize
+# One more than allowed shows that there were too many.
+_ANCILLARY = socket.CMSG_SPACE((MAX_FDS + 1) * _FD_SIZE)
+
+
+class HungUpError(Exception):
+    """The peer has closed the connection, or takes nothing any more."""
+
+
+class MessageStream:
+    """Received bytes in one buffer, with the descriptors that came with them.
+
+    The owner reads `buffer[:length]`, takes whole messages from its start, and calls `consume`.
+
+    Args:
+        sock: a connected stream socket; descriptors pass over UNIX sockets only.
+
+    Attributes:
+        buffer: what was received and not consumed, and room behind it.
+        length: bytes of it.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.buffer = bytearray(RECEIVE_SIZE)
+        self.length = 0
+        self._socket = sock
+        self._send_lock = threading.Lock()
+        self._fds: list[tuple[int, list[int]]] = []
+        self._view = memoryview(self.buffer)
+        sock.setblocking(False)
+
+    def fileno(self) -> int:
+        """The socket."""
+        return self._socket.fileno()
+
+    def receive(self) -> bool:
+        """Receive once, without waiting; whether anything came.
+
+        Raises:
+            HungUpError: the peer has closed the connection.
+        """
+        try:
+            count, ancillary, _, _ = self._socket.recvmsg_into(
+                [self._view[self.length :]] if self.length else [self.buffer], _ANCILLARY
+            )
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise HungUpError(error.strerror) from None
+        if not count:
+            raise HungUpError("the peer has closed the connection")
+        self.length += count
+        if ancillary:
+            fds = _descriptors(ancillary)
+            if fds:
+                self._fds.append((self.length, fds))
+        return True
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until something can be received; whether it can."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else max(timeout, 0) * 1000))
+
+    def make_room(self, size: int) -> None:
+        """There must be room for a message of `size` bytes at the start of the buffer."""
+        if size > len(self.buffer):
+            grown = bytearray(max(size, 2 * len(self.buffer)))
+            grown[: self.length] = self._view[: self.length]
+            self.buffer, self._view = grown, memoryview(grown)
+
+    def take_fds(self, start: int, end: int) -> list[int]:
+        """The descriptors of the message at `buffer[start:end]`, which are the caller's now.
+
+        A receive never goes on behind the piece that descriptors came with, so they belong to the
+        message that its last byte is in.
+        """
+        if not self._fds:
+            return []
+        taken = [fd for at, fds in self._fds if start < at <= end for fd in fds]
+        self._fds = [entry for entry in self._fds if not start < entry[0] <= end]
+        return taken
+
+    def consume(self, count: int) -> None:
+        """The first `count` bytes have been dealt with."""
+        rest = self.length - count
+        if rest:
+            self.buffer[:rest] = self.buffer[count : self.length]
+        self.length = rest
+        if self._fds:
+            self._fds = [(at - count, fds) for at, fds in self._fds]
+
+    def send(self, data: bytes | memoryview, fds: Sequence[int] = ()) -> None:
+        """Send all of `data`, from any thread; the descriptors go with its first byte.
+
+        Raises:
+            HungUpError: the peer has gone, or has taken nothing for 5 s.
+        """
+        rest: bytes | memoryview = data
+        with self._send_lock:
+            try:
+                while True:
+                    try:
+                        if fds:
+                            sent, fds = socket.send_fds(self._socket, [rest], list(fds)), ()
+                        else:
+                            sent = self._socket.send(rest)
+                        if sent == len(rest):
+                            return
+                        rest = memoryview(rest)[sent:]
+                    except BlockingIOError:
+                        self._wait_writable()
+            except OSError as error:
+                raise HungUpError(error.strerror) from None
+
+    def _wait_writable(self) -> None:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        if not poll.poll(SEND_TIMEOUT * 1000):
+            raise HungUpError(f"the peer has taken nothing for {SEND_TIMEOUT:g} s")
+
+    def hang_up(self) -> None:
+        """Let both ends see the end of the stream; from any thread."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has gone already
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that nobody has taken."""
+        for _, fds in self._fds:
+            for fd in fds:
+                os.close(fd)
+        self._fds.clear()
+        self._socket.close()
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % _FD_SIZE])
+    return fds.tolist()
