@@ -399,8 +399,44 @@ def test_two_threads_share_the_line(card: Everything, device: SimulatedDevice) -
     assert not device.intx_asserted
 
 
+def test_a_line_ends_as_the_last_call_left_it_whichever_thread_is_slow(
+    card: Everything, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asserting, gate = threading.Event(), threading.Event()
+    levels = []
+
+    def slow(asserted: bool) -> None:
+        if asserted:
+            asserting.set()
+            gate.wait(5)
+        levels.append(asserted)
+
+    monkeypatch.setattr(device, "intx", slow)
+    first = threading.Thread(target=card.interrupt)
+    first.start()
+    assert asserting.wait(5)
+    second = threading.Thread(target=card.deassert)
+    second.start()
+    second.join(0.05)
+    gate.set()
+    first.join()
+    second.join()
+    assert levels == [True, False]
+
+
 class Sleepy(Everything):
     power = PowerManagement()
+
+
+def test_a_sleeping_card_asserts_no_line(simulated_bus: SimulatedBus) -> None:
+    card = Sleepy()
+    device = simulated_bus.plug(card)[0]
+    at = device.find_capability(0x01) + 4
+    card.interrupt()
+    device.config_write(at, 3, 2)
+    assert not device.intx_asserted
+    device.config_write(at, 0, 2)
+    assert device.intx_asserted
 
 
 def test_a_sleeping_card_holds_its_messages_until_it_wakes(simulated_bus: SimulatedBus) -> None:

@@ -536,6 +536,25 @@ def test_stopping_at_once_after_a_guest_has_connected_does_not_hang(tmp_path: Pa
         stream.close()
 
 
+def test_stopping_while_a_guest_is_being_connected_does_not_hang(tmp_path: Path) -> None:
+    class Slow(Board):
+        def on_reset(self, kind: ResetKind) -> None:
+            self.entered.set()
+            self.gate.wait(TIMEOUT)
+
+    card = Slow()
+    server = CardServer(card, tmp_path / "card")
+    with FakeGuest(server.path):
+        assert card.entered.wait(TIMEOUT)
+        stopper = threading.Thread(target=server.stop, daemon=True)
+        stopper.start()
+        stopper.join(0.05)
+        card.gate.set()
+        stopper.join(TIMEOUT)
+        assert not stopper.is_alive()
+        assert card.unplugs == 1
+
+
 def test_a_stopped_server_leaves_nothing(card: Board, tmp_path: Path) -> None:
     server = CardServer(card, tmp_path / "card")
     assert_served(server)
