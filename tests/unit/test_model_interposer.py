@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 
@@ -66,7 +66,7 @@ class Watcher:
         self.seen.append(kind.value)
         self.inner.reset(kind)
 
-    def vectors_wired(self, vectors: range) -> None:
+    def vectors_wired(self, vectors: Collection[int]) -> None:
         self.inner.vectors_wired(vectors)
 
     def memory_added(self, address: int, size: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import mmap
 import os
 from typing import ClassVar, Self
@@ -24,7 +25,6 @@ class Memory:
 
     Attributes:
         view: the memory itself, on a card's instance.
-        fd: the file that holds it, from its first byte.
     """
 
     def __init__(self, offset: int, size: int) -> None:
@@ -33,23 +33,16 @@ class Memory:
         self.offset = offset
         self.size = size
         self.name = "memory"
-        self.fd = -1
         self.view = memoryview(b"")
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def allocate(self) -> Self:
-        """A copy with memory of its own, zeroed."""
+    def bind(self, file: memoryview) -> Self:
+        """A copy that is a part of a BAR's own memory."""
         bound = copy.copy(self)
-        bound.fd = os.memfd_create(f"softcard-{self.name}", os.MFD_CLOEXEC)
-        os.ftruncate(bound.fd, self.size)
-        bound.view = memoryview(mmap.mmap(bound.fd, self.size))
+        bound.view = file[self.offset : self.offset + self.size]
         return bound
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
 
     def read(self, offset: int, size: int) -> int:
         """Up to 8 bytes."""
@@ -69,6 +62,11 @@ class Bar(RegisterBlock):
 
     On the card's instance, `self.bar0.control` is that card's own register.
 
+    Attributes:
+        memories: the plain memory in it.
+        memory_fd: the file that holds it, at the offsets that it has in the BAR; -1 where there is
+            none.
+
     Args:
         size: bytes, a power of two of at least 16.
         bits: 32, or 64 for a BAR that takes two of the six places.
@@ -86,10 +84,31 @@ class Bar(RegisterBlock):
     def __init__(self) -> None:
         super().__init__(RegisterFile(self.layout.size))
         self.memories: list[Memory] = []
-        for owner in reversed(type(self).__mro__):
-            for name, declared in vars(owner).items():
-                if isinstance(declared, Memory):
-                    memory = declared.allocate()
-                    self.file.add_region(f"memory {name}", memory.offset, memory.size, memory)
-                    self.memories.append(memory)
-                    setattr(self, name, memory)
+        self.memory_fd = -1
+        declared = [
+            (name, value)
+            for owner in reversed(type(self).__mro__)
+            for name, value in vars(owner).items()
+            if isinstance(value, Memory)
+        ]
+        if not declared:
+            return
+        end = max(memory.offset + memory.size for _, memory in declared)
+        self.memory_fd, file = _allocate(f"softcard-{type(self).__name__}", end)
+        for name, value in declared:
+            memory = value.bind(file)
+            self.file.add_region(f"memory {name}", memory.offset, memory.size, memory)
+            self.memories.append(memory)
+            setattr(self, name, memory)
+
+    def __del__(self) -> None:
+        if getattr(self, "memory_fd", -1) >= 0:
+            os.close(self.memory_fd)
+
+
+def _allocate(name: str, size: int) -> tuple[int, memoryview]:
+    """A file in memory, zeroed, which nobody that it is given to can cut short."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd, memoryview(mmap.mmap(fd, size))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
+
 from softcard.errors import DmaError
 from softcard.model.link import AtomicOp, Upstream
 
@@ -16,10 +18,20 @@ class Dma:
     def __init__(self) -> None:
         self._upstream: Upstream | None = None
         self._enabled = False
+        self._ranges: list[tuple[int, int]] = []
 
     def attach(self, upstream: Upstream | None) -> None:
         """Use this bus from now on."""
         self._upstream = upstream
+        self._ranges.clear()
+
+    def added(self, address: int, size: int) -> None:
+        """The bus has announced memory."""
+        insort(self._ranges, (address, size))
+
+    def removed(self, address: int, size: int) -> None:
+        """The bus has taken memory away."""
+        self._ranges = [r for r in self._ranges if r[0] >= address + size or sum(r) <= address]
 
     def enable(self, enabled: bool) -> None:
         """Follow the bus master enable bit."""
@@ -58,6 +70,16 @@ class Dma:
         It may be used until `Function.on_memory_removed` names it or the card is unplugged.
         """
         return self._bus(address, length).dma_map(address, length)
+
+    def window(self, address: int) -> tuple[int, memoryview] | None:
+        """All of the memory around `address` that the bus announced as one, and the bus address
+        that it begins at; None where it announced none. It may be used as long as that of `map`.
+        """
+        at = bisect_right(self._ranges, (address, 1 << 64)) - 1
+        if at < 0 or address >= sum(self._ranges[at]):
+            return None
+        start, size = self._ranges[at]
+        return start, self.map(start, size)
 
     def fetch_add(self, address: int, size: int, addend: int) -> int:
         """Add to 4 or 8 bytes atomically; returns the former value."""

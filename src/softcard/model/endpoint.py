@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -150,20 +150,23 @@ class Endpoint:
         self._follow_command()
         self.guarded(kind.value, function.on_reset, kind)
 
-    def vectors_wired(self, vectors: range) -> None:
+    def vectors_wired(self, vectors: Collection[int]) -> None:
         """See `Downstream.vectors_wired`."""
+        self.function.interrupts.set_wired(vectors)
 
     def memory_added(self, address: int, size: int) -> None:
         """See `Downstream.memory_added`."""
+        self.function.dma.added(address, size)
 
     def memory_removed(self, address: int, size: int) -> None:
         """See `Downstream.memory_removed`."""
+        self.function.dma.removed(address, size)
         self.guarded("removal of DMA memory", self.function.on_memory_removed, address, size)
 
     def shared_ranges(self) -> Sequence[SharedRange]:
         """See `Downstream.shared_ranges`."""
         return [
-            SharedRange(number, memory.offset, memory.size, memory.fd, 0)
+            SharedRange(number, memory.offset, memory.size, bar.memory_fd, memory.offset)
             for number, bar in self.function.bars.items()
             for memory in bar.memories
             if memory.offset % PAGE == 0 and memory.size % PAGE == 0

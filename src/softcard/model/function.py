@@ -192,9 +192,23 @@ class Function:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.endpoint.report(f"background task {task.get_name()}", error)
 
-    def poll(self, poller: Poller) -> None:
-        """Poll a source of work, such as a doorbell in memory, whenever the bus is polled."""
-        self.loop.add_poller(poller)
+    def defer(self, call: Callable[[*Args], object], *args: *Args) -> None:
+        """Call `call(*args)` once the bus has handed over all accesses that it has at hand.
+
+        A hook of a doorbell notes what the driver wrote, and defers the work: a batch of doorbells
+        is then one piece of work. To be called from a card's code on its own thread.
+        """
+        self.loop.defer(partial(self.endpoint.guarded, "deferred call", call, *args))
+
+    def poll(self, poller: Poller, *, silent: bool = False) -> None:
+        """Poll a source of work, such as a doorbell in memory, whenever the bus is polled.
+
+        Args:
+            poller: the source.
+            silent: it cannot wake the card's loop, which then looks again and again: up to a
+                thousand times in a second while there is nothing to do.
+        """
+        self.loop.add_poller(poller, silent=silent)
 
     def unpoll(self, poller: Poller) -> None:
         """Poll it no longer."""

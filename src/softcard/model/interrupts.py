@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Collection
 
 from softcard.errors import DmaError
 from softcard.model.link import Upstream
@@ -21,6 +22,9 @@ class Interrupts:
     the vector is masked, bus mastering is off or the function sleeps, and the message goes out
     when that ends. INTx is a level: the line stays asserted while any signalled vector has not
     been released.
+
+    A bus that keeps the messages itself masks them itself, too: it says which vectors it can
+    deliver, and the others stay pending until it can.
     """
 
     def __init__(self, config: ConfigSpace, msi: Msi | None, msix: MsiX | None) -> None:
@@ -29,6 +33,8 @@ class Interrupts:
         self._msix = msix
         self._upstream: Upstream | None = None
         self._bus_owns_msix = False
+        self._wired: frozenset[int] = frozenset()
+        self._unwired_pending: set[int] = set()
         self._lock = threading.RLock()
         self._levels: set[int] = set()
         self._line = False
@@ -48,6 +54,7 @@ class Interrupts:
         with self._lock:
             self._upstream = upstream
             self._bus_owns_msix = upstream is not None and upstream.features.bus_owns_msix
+            self._wired = frozenset()
 
     def signal(self, vector: int) -> None:
         """Interrupt the driver; see `Function.interrupt`."""
@@ -58,10 +65,10 @@ class Interrupts:
             if upstream is None:
                 return
             msix, msi = self._msix, self._msi
-            if msix is not None and msix.control.enable:
-                if self._bus_owns_msix:
-                    upstream.vector(vector)
-                elif msix.masked(vector) or not self._may_send:
+            if self._bus_owns_msix and self.uses_messages:
+                self._signal_wired(upstream, vector)
+            elif msix is not None and msix.control.enable:
+                if msix.masked(vector) or not self._may_send:
                     msix.set_pending(vector, True)
                 else:
                     _send(upstream, *msix.message(vector))
@@ -71,10 +78,42 @@ class Interrupts:
                 self._levels.add(vector)
                 self._update_line()
 
-    def _signal_msi(self, msi: Msi, upstream: Upstream, vector: int) -> None:
-        if self._bus_owns_msix:
+    @property
+    def uses_messages(self) -> bool:
+        """Whether the driver uses MSI-X or MSI, and not INTx."""
+        return (
+            bool(self._wired)
+            or (self._msix is not None and bool(self._msix.control.enable))
+            or (self._msi is not None and bool(self._msi.control.enable))
+        )
+
+    def _signal_wired(self, upstream: Upstream, vector: int) -> None:
+        by_msix = self._msix is not None and (self._msi is None or not self._msi.control.enable)
+        if not by_msix and self._wired:
+            # A driver may have been given fewer MSI messages than it was offered.
+            vector %= len(self._wired)
+        if vector in self._wired:
             upstream.vector(vector)
-        elif self._msi_held(msi, vector):
+        else:
+            self._unwired_pending.add(vector)
+            if by_msix and self._msix is not None:
+                self._msix.set_pending(vector, True)
+
+    def set_wired(self, vectors: Collection[int]) -> None:
+        """The bus delivers these vectors from now on, and no others."""
+        with self._lock:
+            self._wired = frozenset(vectors)
+            upstream = self._upstream
+            for vector in sorted(self._unwired_pending & self._wired):
+                self._unwired_pending.discard(vector)
+                if self._msix is not None:
+                    self._msix.set_pending(vector, False)
+                if upstream is not None:
+                    upstream.vector(vector)
+            self._update_line()
+
+    def _signal_msi(self, msi: Msi, upstream: Upstream, vector: int) -> None:
+        if self._msi_held(msi, vector):
             self._set_msi_pending(msi, self._msi_pending | 1 << vector)
         else:
             _send(upstream, *msi.message(vector))
@@ -106,7 +145,9 @@ class Interrupts:
             if upstream is None:
                 return
             msix, msi = self._msix, self._msi
-            if msix is not None and msix.control.enable:
+            if self._bus_owns_msix:
+                pass
+            elif msix is not None and msix.control.enable:
                 for vector in msix.pending_unmasked() if self._may_send else ():
                     msix.set_pending(vector, False)
                     _send(upstream, *msix.message(vector))
@@ -119,10 +160,7 @@ class Interrupts:
 
     def _update_line(self) -> None:
         header = self._config.header
-        messages = (self._msix is not None and self._msix.control.enable) or (
-            self._msi is not None and self._msi.control.enable
-        )
-        wanted = bool(self._levels) and not messages and bool(header.interrupt_pin.value)
+        wanted = bool(self._levels) and not self.uses_messages and bool(header.interrupt_pin.value)
         header.status.interrupt_status = wanted
         line = wanted and self._awake and not header.command.intx_disable
         if line != self._line and self._upstream is not None:
@@ -139,6 +177,7 @@ class Interrupts:
         """Nothing signalled, nothing pending, the line released."""
         with self._lock:
             self._levels.clear()
+            self._unwired_pending.clear()
             self._msi_pending = 0
             if self._msix is not None:
                 self._msix.reset_table()

@@ -11,7 +11,7 @@ Offsets and addresses are in bytes, values little-endian integers.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,7 +47,8 @@ class LinkFeatures:
 
     Attributes:
         bus: the bus's name, for messages.
-        bus_owns_msix: the bus keeps the MSI-X table and wants vector numbers (`Upstream.vector`);
+        bus_owns_msix: the bus keeps the messages of MSI and MSI-X, wants vector numbers
+            (`Upstream.vector`) and says which it can deliver (`Downstream.vectors_wired`);
             otherwise it wants the messages of the function's own table (`Upstream.message`).
         max_functions: functions of one card.
         max_bar_size: bytes of the largest BAR that the bus can place.
@@ -80,7 +81,8 @@ class Upstream(Protocol):
 
     @property
     def features(self) -> LinkFeatures:
-        """What the bus can do; it does not change while the card is plugged in."""
+        """What the bus can do. Only `shared_memory` may change while the card is plugged in, before
+        the memory that it is about is added."""
 
     def dma_read(self, address: int, length: int) -> bytes:
         """Memory read. Raises `DmaError` where the driver's side has not allowed it."""
@@ -137,8 +139,9 @@ class Downstream(Protocol):
     def reset(self, kind: ResetKind) -> None:
         """Reset the function."""
 
-    def vectors_wired(self, vectors: range) -> None:
-        """A bus that keeps the messages can now deliver these MSI or MSI-X vectors."""
+    def vectors_wired(self, vectors: Collection[int]) -> None:
+        """A bus that keeps the messages delivers these MSI or MSI-X vectors from now on, and no
+        others."""
 
     def memory_added(self, address: int, size: int) -> None:
         """`size` bytes from bus address `address` are now reachable by DMA."""

@@ -32,7 +32,9 @@ class MessageStream:
 
     Attributes:
         buffer: what was received and not consumed, and room behind it.
+        view: the same.
         length: bytes of it.
+        has_fds: descriptors have come that nobody has taken.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -40,8 +42,9 @@ class MessageStream:
         self.length = 0
         self._socket = sock
         self._send_lock = threading.Lock()
+        self.has_fds = False
         self._fds: list[tuple[int, list[int]]] = []
-        self._view = memoryview(self.buffer)
+        self.view = memoryview(self.buffer)
         sock.setblocking(False)
 
     def fileno(self) -> int:
@@ -56,7 +59,7 @@ class MessageStream:
         """
         try:
             count, ancillary, _, _ = self._socket.recvmsg_into(
-                [self._view[self.length :]] if self.length else [self.buffer], _ANCILLARY
+                [self.view[self.length :]] if self.length else [self.buffer], _ANCILLARY
             )
         except BlockingIOError:
             return False
@@ -69,6 +72,7 @@ class MessageStream:
             fds = _descriptors(ancillary)
             if fds:
                 self._fds.append((self.length, fds))
+                self.has_fds = True
         return True
 
     def wait(self, timeout: float | None) -> bool:
@@ -81,8 +85,8 @@ class MessageStream:
         """There must be room for a message of `size` bytes at the start of the buffer."""
         if size > len(self.buffer):
             grown = bytearray(max(size, 2 * len(self.buffer)))
-            grown[: self.length] = self._view[: self.length]
-            self.buffer, self._view = grown, memoryview(grown)
+            grown[: self.length] = self.view[: self.length]
+            self.buffer, self.view = grown, memoryview(grown)
 
     def take_fds(self, start: int, end: int) -> list[int]:
         """The descriptors of the message at `buffer[start:end]`, which are the caller's now.
@@ -90,10 +94,9 @@ class MessageStream:
         A receive never goes on behind the piece that descriptors came with, so they belong to the
         message that its last byte is in.
         """
-        if not self._fds:
-            return []
         taken = [fd for at, fds in self._fds if start < at <= end for fd in fds]
         self._fds = [entry for entry in self._fds if not start < entry[0] <= end]
+        self.has_fds = bool(self._fds)
         return taken
 
     def consume(self, count: int) -> None:
