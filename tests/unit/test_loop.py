@@ -265,6 +265,98 @@ def test_pollers_are_polled_with_the_port(runner: Runner) -> None:
     assert poller.done == ["rang"]
 
 
+def test_deferred_work_is_done_once_all_that_came_is_served(runner: Runner) -> None:
+    seen: list[list[bytes]] = []
+
+    def on_command(command: bytes) -> None:
+        if command == b"1":
+            runner.loop.defer(lambda: seen.append(list(runner.port.served)))
+
+    runner.port.on_command = on_command
+    runner.port.commands += [b"1", b"2", b"3"]
+    runner.thread.start()
+    wait_for(lambda: seen)
+    assert seen == [[b"1", b"2", b"3"]]
+
+
+def test_between_two_pieces_of_deferred_work_commands_are_served(runner: Runner) -> None:
+    seen: list[int] = []
+
+    def again() -> None:
+        seen.append(len(runner.port.served))
+        runner.port.commands.append(b"x")
+        if len(seen) < 100:
+            runner.loop.defer(again)
+
+    runner.loop.call_soon(runner.loop.defer, again)
+    runner.thread.start()
+    wait_for(lambda: len(seen) == 100)
+    assert seen == list(range(100))
+
+
+class SilentPoller:
+    """Work that comes without a wake-up."""
+
+    def __init__(self) -> None:
+        self.work: list[str] = []
+        self.done: list[str] = []
+        self.polls = 0
+
+    def poll(self) -> bool:
+        self.polls += 1
+        found = bool(self.work)
+        while self.work:
+            self.done.append(self.work.pop(0))
+        return found
+
+    def arm(self) -> bool:
+        return self.poll()
+
+    def disarm(self) -> None:
+        pass
+
+
+def test_a_source_that_cannot_wake_the_loop_is_heard_all_the_same(runner: Runner) -> None:
+    poller = SilentPoller()
+    runner.loop.add_poller(poller, silent=True)
+    runner.thread.start()
+    for number in range(20):
+        wait_for(lambda: runner.port.armed)
+        poller.work.append(f"{number}")
+        wait_for(lambda: not poller.work)
+    assert poller.done == [f"{number}" for number in range(20)]
+
+
+def test_a_napping_loop_serves_its_port_timers_and_threads(runner: Runner) -> None:
+    runner.loop.add_poller(SilentPoller(), silent=True)
+    timer, thread = threading.Event(), threading.Event()
+    runner.loop.call_later(0.02, timer.set)
+    runner.thread.start()
+    assert timer.wait(TIMEOUT)
+    wait_for(lambda: runner.port.armed)
+    runner.loop.call_soon_threadsafe(thread.set)
+    assert thread.wait(TIMEOUT)
+    wait_for(lambda: runner.port.armed)
+    runner.port.send(b"x")
+    wait_for(lambda: runner.port.served)
+
+
+def test_a_loop_without_such_a_source_sleeps_again(runner: Runner) -> None:
+    poller = SilentPoller()
+    runner.loop.add_poller(poller, silent=True)
+    runner.thread.start()
+    wait_for(lambda: poller.polls > 20)
+    runner.loop.call_soon_threadsafe(runner.loop.remove_poller, poller)
+    removed = threading.Event()
+    runner.loop.call_soon_threadsafe(removed.set)
+    assert removed.wait(TIMEOUT)
+    wait_for(lambda: runner.port.armed)
+    polls = poller.polls
+    runner.port.send(b"x")
+    wait_for(lambda: runner.port.served)
+    assert poller.polls == polls
+
+
 def test_shutting_down_lets_tasks_tidy_up() -> None:
     loop = CardLoop()
     tidied: list[str] = []

@@ -244,7 +244,10 @@ class SimulatedBus:
 
 
 class _Calling:
-    """The time during which the bus calls a card's code; what goes wrong is raised at its end."""
+    """The time during which the bus calls a card's code.
+
+    At its end, what the card deferred is done, and what went wrong is raised.
+    """
 
     def __init__(self, bus: SimulatedBus, slot: SimulatedSlot) -> None:
         self._bus = bus
@@ -254,6 +257,8 @@ class _Calling:
         self._bus.calls += 1
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._bus.calls == 1 and not self._slot.loop.is_closed():
+            self._slot.loop.run_deferred()
         self._bus.calls -= 1
         if kind is None and not self._bus.calls:
             self._bus.settle(self._slot)

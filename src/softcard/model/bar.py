@@ -6,6 +6,7 @@ import copy
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 from softcard.errors import DeclarationError
@@ -91,15 +92,24 @@ class Bar(RegisterBlock):
             for name, value in vars(owner).items()
             if isinstance(value, Memory)
         ]
-        if not declared:
-            return
-        end = max(memory.offset + memory.size for _, memory in declared)
+        if declared:
+            bound = self.add_memory([memory for _, memory in declared])
+            for (name, _), memory in zip(declared, bound, strict=True):
+                setattr(self, name, memory)
+
+    def add_memory(self, declared: Sequence[Memory]) -> list[Memory]:
+        """Enter plain memory that depends on a card's options into a BAR that declares none;
+        returns the card's own.
+
+        Raises:
+            DeclarationError: it overlaps something else, or lies outside.
+        """
+        end = max(memory.offset + memory.size for memory in declared)
         self.memory_fd, file = _allocate(f"softcard-{type(self).__name__}", end)
-        for name, value in declared:
-            memory = value.bind(file)
-            self.file.add_region(f"memory {name}", memory.offset, memory.size, memory)
-            self.memories.append(memory)
-            setattr(self, name, memory)
+        self.memories = [memory.bind(file) for memory in declared]
+        for memory in self.memories:
+            self.file.add_region(f"memory {memory.name}", memory.offset, memory.size, memory)
+        return self.memories
 
     def __del__(self) -> None:
         if getattr(self, "memory_fd", -1) >= 0:
