@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -270,3 +270,37 @@ def test_a_poller_starts_and_timers_run_on(
     card.after(0.5, card.done.append, "timer")
     simulated_bus.run_for(1)
     assert card.done == ["timer"]
+
+
+# Deferred calls.
+
+
+def hook_go(card: Worker, call: Callable[[int], object]) -> None:
+    file = card.bars[0].file
+    file.hook_write(file.registers[0], call)
+
+
+def test_what_a_hook_defers_is_done_after_the_access(
+    card: Worker, device: SimulatedDevice, simulated_bus: SimulatedBus
+) -> None:
+    def start(value: int) -> None:
+        card.defer(card.done.append, value)
+        assert card.done == []
+
+    hook_go(card, start)
+    device.write(0, 0, 7)
+    assert card.done == [7]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_error_in_a_deferred_call_belongs_to_the_access(strict: bool) -> None:
+    bus, card = SimulatedBus(strict=strict), Worker()
+    device = bus.plug(card)[0]
+    nothing: list[int] = []
+    hook_go(card, lambda _value: card.defer(nothing.pop))
+    if strict:
+        with pytest.raises(IndexError):
+            device.write(0, 0, 1)
+    else:
+        device.write(0, 0, 1)
+    assert [error.doing for error in card.endpoint.errors] == ["deferred call"]
