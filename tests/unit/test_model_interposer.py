@@ -101,6 +101,10 @@ class Watcher:
         self.seen.append(f"dma map {length}")
         return self.upstream.dma_map(address, length)
 
+    def dma_file(self, address: int, length: int) -> tuple[int, int] | None:
+        # Memory that another process maps could not be watched.
+        return None
+
     def dma_atomic(
         self, address: int, size: int, operation: AtomicOp, operand: int, compare: int
     ) -> int:
@@ -117,6 +121,10 @@ class Watcher:
     def intx(self, asserted: bool) -> None:
         self.seen.append(f"INTx {asserted}")
         self.upstream.intx(asserted)
+
+    def link_down(self) -> None:
+        self.seen.append("link down")
+        self.upstream.link_down()
 
 
 class Echo(Card):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import mmap
+import os
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -35,6 +37,7 @@ MESSAGE_ADDRESS = 0xFEE00000
 WINDOW_32, WINDOW_64 = 0x80000000, 0x40_0000_0000
 DMA_BASE, DMA_BASE_LOW = 0x1_0000_0000, 0x10_0000
 PAGE = 4096
+WINDOW = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,32 @@ class DmaBuffer:
 
     address: int
     view: memoryview
+    file_offset: int = 0
+
+
+class _MemoryFile:
+    """Zeroed memory in one file, so that a card in another process can map it."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("softcard-simulated", os.MFD_CLOEXEC)
+        self._windows_end = self._next = 0
+        self._window = memoryview(b"")
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def allocate(self, size: int) -> tuple[memoryview, int]:
+        """Whole pages, and their offset in the file."""
+        room = -(-size // PAGE) * PAGE
+        if self._next + room > self._windows_end:
+            # Each mapping costs a descriptor; memory that is not touched costs nothing.
+            length = max(room, WINDOW)
+            self._next, self._windows_end = self._windows_end, self._windows_end + length
+            os.ftruncate(self.fd, self._windows_end)
+            self._window = memoryview(mmap.mmap(self.fd, length, offset=self._next))
+        start = self._next - (self._windows_end - len(self._window))
+        offset, self._next = self._next, self._next + room
+        return self._window[start : start + size], offset
 
 
 class VirtualLoop(CardLoop):
@@ -97,6 +126,7 @@ class SimulatedBus:
         self.faults: list[DmaError] = []
         self._slots: list[SimulatedSlot] = []
         self._buffers: list[DmaBuffer] = []
+        self._file: _MemoryFile | None = None
         self._next_dma, self._next_dma_low = DMA_BASE, DMA_BASE_LOW
         self._unseen_faults: list[DmaError] = []
         self._thread = threading.get_ident()
@@ -152,7 +182,9 @@ class SimulatedBus:
             address, self._next_dma_low = self._next_dma_low, self._next_dma_low + room
             if address + size > 1 << address_bits:
                 raise MemoryError(f"no {size} bytes are left below address 1 << {address_bits}")
-        buffer = DmaBuffer(address, memoryview(bytearray(size)))
+        if self._file is None:
+            self._file = _MemoryFile()
+        buffer = DmaBuffer(address, *self._file.allocate(size))
         self._buffers.append(buffer)
         for slot in self._slots:
             with slot.calling:
@@ -170,16 +202,30 @@ class SimulatedBus:
 
     def memory(self, address: int, length: int) -> memoryview:
         """The mapped memory at a bus address; raises `DmaError` where there is none."""
-        for buffer in self._buffers:
+        buffer = self._find(address, length)
+        if buffer is not None:
             start = address - buffer.address
-            if 0 <= start and start + length <= len(buffer.view):
-                return buffer.view[start : start + length]
+            return buffer.view[start : start + length]
         fault = DmaError(address, length, "the test has not mapped this memory")
         self.faults.append(fault)
         # Where the test calls the card's code itself, it sees the exception anyway.
         if self.calls or threading.get_ident() != self._thread:
             self._unseen_faults.append(fault)
         raise fault
+
+    def memory_file(self, address: int, length: int) -> tuple[int, int] | None:
+        """The file that holds mapped memory, and where; see `Upstream.dma_file`."""
+        buffer = self._find(address, length)
+        if buffer is None or self._file is None:
+            return None
+        return self._file.fd, buffer.file_offset + address - buffer.address
+
+    def _find(self, address: int, length: int) -> DmaBuffer | None:
+        for buffer in self._buffers:
+            start = address - buffer.address
+            if 0 <= start and start + length <= len(buffer.view):
+                return buffer
+        return None
 
     def place_bar(self, size: int, bits: int) -> int:
         """A free, naturally aligned address for a BAR."""
@@ -445,6 +491,10 @@ class SimulatedDevice:
         """See `Upstream.dma_map`."""
         return self.bus.memory(address, length)
 
+    def dma_file(self, address: int, length: int) -> tuple[int, int] | None:
+        """See `Upstream.dma_file`."""
+        return self.bus.memory_file(address, length) if self.features.shared_memory else None
+
     def dma_atomic(
         self, address: int, size: int, operation: AtomicOp, operand: int, compare: int
     ) -> int:
@@ -465,3 +515,8 @@ class SimulatedDevice:
     def intx(self, asserted: bool) -> None:
         """See `Upstream.intx`."""
         self.intx_asserted = asserted
+
+    def link_down(self) -> None:
+        """See `Upstream.link_down`: nobody answers any more, and `unplug` empties the slot."""
+        for device in self.slot.devices:
+            device.present = False

@@ -7,7 +7,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 from softcard.errors import DeclarationError
 from softcard.pcie.config import BarLayout
@@ -74,7 +74,7 @@ class Bar(RegisterBlock):
         prefetchable: reads have no side effects, so the bus may read ahead.
     """
 
-    layout: ClassVar[BarLayout]
+    layout: BarLayout
 
     def __init_subclass__(
         cls, *, size: int | None = None, bits: int = 32, prefetchable: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from softcard.errors import DeclarationError, PlugError
 from softcard.model.bar import Bar
@@ -32,8 +32,8 @@ class Function:
     """One function: its configuration space, BARs, interrupts and DMA.
 
     Subclasses declare class attributes as a data sheet lists them: ids, BARs as nested classes
-    named `bar0` to `bar5`, capabilities in the order of their list. Capabilities that depend on
-    an argument are set on `self` before `super().__init__()` is called.
+    named `bar0` to `bar5`, capabilities in the order of their list. Ids and capabilities that
+    depend on an argument are set on `self` before `super().__init__()` is called.
 
     Attributes:
         vendor_id, device_id, revision_id, class_code, subsystem_vendor_id, subsystem_id,
@@ -47,27 +47,33 @@ class Function:
         endpoint: its end at the function, without interposers.
     """
 
-    vendor_id: ClassVar[int]
-    device_id: ClassVar[int]
-    revision_id: ClassVar[int] = 0
-    class_code: ClassVar[int] = 0xFF0000
-    subsystem_vendor_id: ClassVar[int] = 0
-    subsystem_id: ClassVar[int] = 0
-    interrupt_pin: ClassVar[int] = 0
+    vendor_id: int
+    device_id: int
+    revision_id: int = 0
+    class_code: int = 0xFF0000
+    subsystem_vendor_id: int = 0
+    subsystem_id: int = 0
+    interrupt_pin: int = 0
 
     card: Card
 
     def __init__(self) -> None:
         self.dma = Dma()
-        self.bars: dict[int, Bar] = {n: bar() for n, bar in bars_of(type(self)).items()}
+        self.bars: dict[int, Bar] = self._make_bars()
         for number, bar in self.bars.items():
             setattr(self, f"bar{number}", bar)
         self.config = self._make_config()
         self._place_msix_tables()
         self.interrupts = Interrupts(self.config, self.capability(Msi), self.capability(MsiX))
         self._bind_hooks()
-        self.endpoint = Endpoint(self)
+        self.endpoint = self._make_endpoint()
         self.link: Downstream = self.endpoint
+
+    def _make_bars(self) -> dict[int, Bar]:
+        return {number: bar() for number, bar in bars_of(type(self)).items()}
+
+    def _make_endpoint(self) -> Endpoint:
+        return Endpoint(self)
 
     def _make_config(self) -> ConfigSpace:
         for name in ("vendor_id", "device_id"):

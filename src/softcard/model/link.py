@@ -94,6 +94,11 @@ class Upstream(Protocol):
         """The memory itself, valid until `Downstream.memory_removed` names it or the card is
         unplugged. Raises `DmaError` where it is not allowed or the bus shares no memory."""
 
+    def dma_file(self, address: int, length: int) -> tuple[int, int] | None:
+        """The file that holds the memory, for a process that is to map it: a descriptor, which
+        stays the bus's and is open until `Downstream.memory_removed` names the memory, and the
+        offset of `address` in the file. None where the bus has no file for it."""
+
     def dma_atomic(
         self, address: int, size: int, operation: AtomicOp, operand: int, compare: int
     ) -> int:
@@ -107,6 +112,10 @@ class Upstream(Protocol):
 
     def intx(self, asserted: bool) -> None:
         """Assert or release the function's INTx line."""
+
+    def link_down(self) -> None:
+        """The card has gone by itself, as a bridge card does with whom it asked: the bus treats it
+        as pulled."""
 
 
 class Downstream(Protocol):

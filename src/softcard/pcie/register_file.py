@@ -39,6 +39,7 @@ class RegisterFile:
     """
 
     def __init__(self, size: int) -> None:
+        self.size = size
         # A large BAR costs memory only where it is written.
         self.storage: bytearray | memoryview = (
             bytearray(size) if size <= mmap.PAGESIZE else memoryview(mmap.mmap(-1, size))
@@ -92,9 +93,9 @@ class RegisterFile:
 
     def _check_free(self, name: str, start: int, size: int) -> None:
         end = start + size
-        if start < 0 or end > len(self.storage):
+        if start < 0 or end > self.size:
             raise DeclarationError(
-                f"{name} at {start:#x} to {end - 1:#x} does not fit {len(self.storage):#x} bytes"
+                f"{name} at {start:#x} to {end - 1:#x} does not fit {self.size:#x} bytes"
             )
         taken = [(f"register {r.name}", r.at) for r in self._overlapping(start, end)]
         taken += [(n, s) for s, e, n, _ in self._regions if start < e and s < end]

@@ -14,11 +14,14 @@ Removed = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Region:
-    """`size` bytes from guest address `address`, mapped at `view`."""
+    """`size` bytes from guest address `address`, mapped at `view`; in the file `fd` they are those
+    at `offset`."""
 
     address: int
     size: int
     view: memoryview
+    fd: int
+    offset: int
 
 
 class GuestMemory:
@@ -38,12 +41,13 @@ class GuestMemory:
         # Views of it may outlive the connection in a card's hands, so it is never unmapped by
         # force: the mapping goes with its last view.
         view = memoryview(mmap.mmap(fd, size, offset=offset))
-        self.regions.append(Region(address, size, view))
+        self.regions.append(Region(address, size, view, os.dup(fd), offset))
 
     def clear(self, removed: Removed) -> None:
         """Forget every region, after telling who holds views."""
         for region in self.regions:
             removed(region.address, region.size)
+            os.close(region.fd)
         self.regions.clear()
 
     def map(self, address: int, length: int) -> memoryview:
@@ -52,8 +56,21 @@ class GuestMemory:
         Raises:
             DmaError: not all of it is the guest's memory.
         """
+        region, start = self._find(address, length)
+        return region.view[start : start + length]
+
+    def file(self, address: int, length: int) -> tuple[int, int]:
+        """The file that holds the memory, and where; see `Upstream.dma_file`.
+
+        Raises:
+            DmaError: not all of it is the guest's memory.
+        """
+        region, start = self._find(address, length)
+        return region.fd, region.offset + start
+
+    def _find(self, address: int, length: int) -> tuple[Region, int]:
         for region in self.regions:
             start = address - region.address
             if 0 <= start and start + length <= region.size and length >= 0:
-                return region.view[start : start + length]
+                return region, start
         raise DmaError(address, length, "this is not memory of the guest")

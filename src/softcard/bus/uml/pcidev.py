@@ -43,12 +43,16 @@ class PciDevice:
     Args:
         function: the downstream half.
         call: tells the guest that this queue has something for it.
+        link_down: ends the connection, from any thread.
     """
 
     features = FEATURES
 
-    def __init__(self, function: Downstream, call: Callable[[int], None]) -> None:
+    def __init__(
+        self, function: Downstream, call: Callable[[int], None], link_down: Callable[[], None]
+    ) -> None:
         self.function = function
+        self.link_down = link_down
         self.memory = GuestMemory()
         self.interrupts = InterruptQueue(self.memory, call)
         self._call = call
@@ -292,6 +296,10 @@ class PciDevice:
     def dma_map(self, address: int, length: int) -> memoryview:
         """See `Upstream.dma_map`."""
         return self.memory.map(address, length)
+
+    def dma_file(self, address: int, length: int) -> tuple[int, int] | None:
+        """See `Upstream.dma_file`."""
+        return self.memory.file(address, length)
 
     def dma_atomic(
         self, address: int, size: int, operation: AtomicOp, operand: int, compare: int

@@ -85,7 +85,7 @@ class Connection:
     def __init__(
         self, stream: socket.socket, function: Downstream, closed: Callable[[], None]
     ) -> None:
-        self.device = PciDevice(function, self._call)
+        self.device = PciDevice(function, self._call, self.hang_up)
         self.poll = self.device.poll
         self.arm = self.device.arm
         self.disarm = self.device.disarm
