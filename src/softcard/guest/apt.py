@@ -19,6 +19,7 @@ from softcard.errors import SoftcardError
 # Oldest first. A suite after the machine's own is newer.
 RELEASES = ("bookworm", "trixie", "forky", "duke", "sid")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+BACKPORTS = "-backports"
 POLL = 0.3
 
 Fetched = Callable[[float], None]
@@ -104,7 +105,7 @@ def debian_mirror(codename: str, apt_folder: Path = Path("/etc/apt")) -> Mirror:
                 return mirror
     raise AptError(
         f"the machine's package sources in {apt_folder} have no entry for Debian {codename}: "
-        "add one, or set SOFTCARD_KERNEL_SOURCE to a kernel tarball"
+        "add one"
     )
 
 
@@ -122,24 +123,31 @@ def codename_of(os_release: Path = Path("/etc/os-release")) -> str | None:
     return codename
 
 
-def suites_from(codename: str) -> list[str]:
-    """The machine's own suite, its backports, and those of all newer releases, oldest first."""
+def suites_from(codename: str, oldest: str | None = None) -> list[str]:
+    """The machine's own suite, its backports, and those of all newer releases, oldest first.
+
+    Args:
+        codename: the machine's release.
+        oldest: leave out releases that are older than this one.
+    """
     start = RELEASES.index(codename) if codename in RELEASES else 0
+    if oldest is not None:
+        start = max(start, RELEASES.index(oldest))
     suites = []
     for name in RELEASES[start:]:
         suites.append(name)
         if name != "sid":
-            suites.append(f"{name}-backports")
+            suites.append(f"{name}{BACKPORTS}")
     return suites
 
 
 class Apt:
-    """apt with a state of its own for one suite.
+    """apt with a state of its own for one suite, and for backports what they are built upon.
 
     Args:
         folder: where the state is kept; it may be used again.
         mirror: where the packages come from.
-        suite: the one suite to look at.
+        suite: the suite to look at.
     """
 
     def __init__(self, folder: Path, mirror: Mirror, suite: str) -> None:
@@ -147,16 +155,20 @@ class Apt:
         self._folder = folder / suite
         self._archives = self._folder / "archives"
         (self._archives / "partial").mkdir(parents=True, exist_ok=True)
-        (self._folder / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+        lists = folder / "lists"
+        (lists / "partial").mkdir(parents=True, exist_ok=True)
         (self._folder / "status").touch()
         options = mirror.options
         if not options and KEYRING.exists():
             options = (f"signed-by={KEYRING}",)
         signed = f"[{' '.join(options)}] " if options else ""
-        (self._folder / "sources.list").write_text(f"deb {signed}{mirror.uri} {suite} main\n")
+        suites = sorted({suite, suite.removesuffix(BACKPORTS)})
+        (self._folder / "sources.list").write_text(
+            "".join(f"deb {signed}{mirror.uri} {name} main\n" for name in suites)
+        )
         settings = {
             "Dir::State": self._folder,
-            "Dir::State::lists": self._folder / "lists",
+            "Dir::State::lists": lists,
             "Dir::State::status": self._folder / "status",
             "Dir::Cache": self._folder,
             "Dir::Cache::archives": self._archives,
@@ -166,6 +178,7 @@ class Apt:
             "Dir::Etc::preferences": "/dev/null",
             "Acquire::Check-Valid-Until": "false",
             "Acquire::Languages": "none",
+            "APT::Default-Release": suite,
             "APT::Sandbox::User": "root",
             "APT::Get::List-Cleanup": "false",
         }
@@ -195,8 +208,16 @@ class Apt:
 
     def version(self, package: str) -> str | None:
         """The version of `package` in the suite, or None."""
+        return self._field(package, r"Version: (\S+)")
+
+    def needs(self, package: str) -> list[str]:
+        """The packages that `package` itself depends on, without versions and alternatives."""
+        depends = self._field(package, r"Depends: (.+)") or ""
+        return re.findall(r"(?:^|,)\s*([^\s,(|]+)", depends)
+
+    def _field(self, package: str, pattern: str) -> str | None:
         done = self._run("apt-cache", "show", "--no-all-versions", package)
-        match = re.search(r"^Version: (\S+)$", done.stdout, re.M)
+        match = re.search(rf"^{pattern}$", done.stdout, re.M)
         return match[1] if done.returncode == 0 and match else None
 
     def fetch(
@@ -282,7 +303,12 @@ class Apt:
 
 
 def first_suite_with(
-    package: str, folder: Path, looking: Callable[[str], None] | None = None
+    package: str,
+    folder: Path,
+    looking: Callable[[str], None] | None = None,
+    *,
+    oldest: str | None = None,
+    good: Callable[[str], bool] = lambda version: True,
 ) -> tuple[Apt, str]:
     """The oldest suite, from the machine's own on, that has `package`, and which version.
 
@@ -290,6 +316,8 @@ def first_suite_with(
         package: the name of a package.
         folder: where apt's state is kept.
         looking: called with each suite before its index is fetched.
+        oldest: the release to begin with where the machine's own is older.
+        good: whether a version will do.
 
     Raises:
         AptError: no suite has it, this machine is no Debian, or there is no network.
@@ -298,14 +326,14 @@ def first_suite_with(
     if codename is None:
         raise AptError(f"this machine is no Debian, so {package} cannot be fetched from its mirror")
     mirror = debian_mirror(codename)
-    suites = suites_from(codename)
+    suites = suites_from(codename, oldest)
     for suite in suites:
         if looking is not None:
             looking(suite)
         apt = Apt(folder, mirror, suite)
         if apt.update():
             version = apt.version(package)
-            if version is not None:
+            if version is not None and good(version):
                 return apt, version
     raise AptError(
         f"the mirror {mirror.uri} has {package} in none of the suites {', '.join(suites)}"

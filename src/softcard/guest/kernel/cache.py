@@ -19,20 +19,20 @@ from softcard.guest.kernel.source import SETTING, Source, source_from
 DIGEST_LENGTH = 16
 
 
-def cache_folder() -> Path:
-    """The folder for kernels, per user.
+def cache_folder(what: str = "kernel") -> Path:
+    """The folder for kernels, or for something else that is kept, per user.
 
     Raises:
         UsageError: there is no home folder.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     if base and Path(base).is_absolute():
-        return Path(base) / "softcard" / "kernel"
+        return Path(base) / "softcard" / what
     try:
-        return Path.home() / ".cache" / "softcard" / "kernel"
+        return Path.home() / ".cache" / "softcard" / what
     except RuntimeError:
         raise UsageError(
-            "there is no home folder to keep the kernel in: set HOME or XDG_CACHE_HOME"
+            f"there is no home folder to keep the {what} in: set HOME or XDG_CACHE_HOME"
         ) from None
 
 
@@ -72,14 +72,16 @@ def find_prebuilt(made_from: Recipe) -> Kernel | None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Keep other processes from building the same kernel; `waiting` is told if one already does."""
+def lock(
+    path: Path, waiting: Callable[[str], None], doing: str = "building this kernel"
+) -> Iterator[None]:
+    """Keep other processes from doing the same; `waiting` is told if one already does."""
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            waiting(f"process {file.read().strip() or '?'} is building this kernel, waiting for it")
+            waiting(f"process {file.read().strip() or '?'} is {doing}, waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(os.getpid()))
