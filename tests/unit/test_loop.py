@@ -69,7 +69,7 @@ class Runner:
     def __init__(self) -> None:
         self.loop = CardLoop()
         self.port = SocketPort()
-        self.loop.set_port(self.port)
+        self.loop.add_port(self.port)
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
 
     def stop(self) -> None:

@@ -53,15 +53,19 @@ class Port(Poller, Protocol):
 
 
 class CardLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop that serves a bus's port and a card's pollers."""
+    """An asyncio event loop that serves a bus's ports and a card's pollers."""
 
     def __init__(self) -> None:
         self._ports = _PortSelector()
         super().__init__(self._ports)
 
-    def set_port(self, port: Port | None) -> None:
-        """Serve this port; None for no longer."""
-        self._ports.set_port(port)
+    def add_port(self, port: Port) -> None:
+        """Serve this port of a bus."""
+        self._ports.add_port(port)
+
+    def remove_port(self, port: Port) -> None:
+        """Serve it no longer; nothing happens where it is not served."""
+        self._ports.remove_port(port)
 
     def add_poller(self, poller: Poller, *, silent: bool = False) -> None:
         """Poll this source whenever the bus is polled.
@@ -129,7 +133,7 @@ class CardLoop(asyncio.SelectorEventLoop):
 
     def shut_down(self) -> None:
         """Cancel every task, let it finish, and close; the loop must not be running."""
-        self.set_port(None)
+        self._ports.remove_ports()
         tasks = asyncio.all_tasks(self)
         for task in tasks:
             task.cancel()
@@ -139,26 +143,47 @@ class CardLoop(asyncio.SelectorEventLoop):
 
 
 class _PortSelector(selectors.EpollSelector):
-    """An epoll selector that serves a port and pollers while asyncio waits in it."""
+    """An epoll selector that serves ports and pollers while asyncio waits in it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scheduled = False
-        self.pollers: tuple[Poller, ...] = ()
+        self._pollers: tuple[Poller, ...] = ()
         self.silent: tuple[Poller, ...] = ()
         self.deferred: list[Callable[[], object]] = []
-        self._port: Port | None = None
+        self._ports: dict[int, Port] = {}
+        self._sources: tuple[Poller, ...] = ()
         self._window = 0.0
         self._hold_off = 0
         # On a single processor polling would only keep the guest from working.
         self._longest = SPIN_MAX if len(os.sched_getaffinity(0)) > 1 else 0.0
 
-    def set_port(self, port: Port | None) -> None:
-        if self._port is not None:
-            self.unregister(self._port.fileno())
-        self._port = port
-        if port is not None:
-            self.register(port.fileno(), selectors.EVENT_READ)
+    def add_port(self, port: Port) -> None:
+        self.register(port.fileno(), selectors.EVENT_READ)
+        self._ports[port.fileno()] = port
+        self._order()
+
+    def remove_port(self, port: Port) -> None:
+        if port in self._ports.values():
+            del self._ports[port.fileno()]
+            self.unregister(port.fileno())
+            self._order()
+
+    def remove_ports(self) -> None:
+        for port in list(self._ports.values()):
+            self.remove_port(port)
+
+    @property
+    def pollers(self) -> tuple[Poller, ...]:
+        return self._pollers
+
+    @pollers.setter
+    def pollers(self, pollers: tuple[Poller, ...]) -> None:
+        self._pollers = pollers
+        self._order()
+
+    def _order(self) -> None:
+        self._sources = (*self._ports.values(), *self._pollers)
 
     def run_deferred(self) -> None:
         calls, self.deferred = self.deferred, []
@@ -167,7 +192,7 @@ class _PortSelector(selectors.EpollSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self.scheduled = False
-        if self._port is None and not self.pollers and not self.deferred:
+        if not self._sources and not self.deferred:
             return super().select(timeout)
         start = time.monotonic()
         deadline = None if timeout is None else start + max(timeout, 0.0)
@@ -194,14 +219,13 @@ class _PortSelector(selectors.EpollSelector):
 
     def _spin(self, deadline: float | None, fair_until: float) -> float:
         """Poll until nothing has come for as long as polling pays; returns the time."""
-        pollers = self.pollers if self._port is None else (self._port, *self.pollers)
         now = time.monotonic()
         idle_after = now + self._window
         limit = fair_until if deadline is None else min(deadline, fair_until)
         while True:
             busy = False
-            for poller in pollers:
-                if poller.poll():
+            for source in self._sources:
+                if source.poll():
                     busy = True
             if self.deferred:
                 self.run_deferred()
@@ -256,26 +280,27 @@ class _PortSelector(selectors.EpollSelector):
             self._hold_off = HOLD_OFF
 
     def _arm(self) -> bool:
-        ready = self._port is not None and self._port.arm()
-        for poller in self.pollers:
-            ready = poller.arm() or ready
+        ready = False
+        for source in self._sources:
+            ready = source.arm() or ready
         return ready
 
     def _disarm(self) -> None:
-        if self._port is not None:
-            self._port.disarm()
-        for poller in self.pollers:
-            poller.disarm()
+        for source in self._sources:
+            source.disarm()
 
     def _take(
         self, events: list[tuple[selectors.SelectorKey, int]]
     ) -> list[tuple[selectors.SelectorKey, int]]:
-        """Serve the port's event here; the others are asyncio's."""
-        port = self._port
-        if port is None:
+        """Serve the ports' events here; the others are asyncio's."""
+        ports = self._ports
+        if not ports or not events:
             return events
-        fd = port.fileno()
-        others = [event for event in events if event[0].fd != fd]
-        if len(others) != len(events):
-            port.receive()
+        others = []
+        for event in events:
+            port = ports.get(event[0].fd)
+            if port is None:
+                others.append(event)
+            else:
+                port.receive()
         return others

@@ -129,9 +129,7 @@ class Messages:
             close_all(fds)
             if kind != REPLY or ident not in self._replies:
                 raise FormatError(f"message {ident} with flags {flags:#x} replies to nothing")
-            self._replies[ident] = (
-                OSError(error, os.strerror(error)) if flags & ERROR else payload
-            )
+            self._replies[ident] = OSError(error, os.strerror(error)) if flags & ERROR else payload
         stream.consume(at)
         self._at = 0
         return None

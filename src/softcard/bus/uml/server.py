@@ -136,12 +136,12 @@ class CardServer:
                 self._stop_loop()
         self._changed(True)
         try:
-            loop.set_port(connection)
+            loop.add_port(connection)
             loop.run_forever()
         finally:
             with self._lock:
                 self._loop = self._connection = None
-            loop.set_port(None)
+            loop.remove_port(connection)
             connection.close()
             self.card.unplugged()
             loop.shut_down()

@@ -1,0 +1,471 @@
+"""One client's connection to one function: a port of the card's loop."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from softcard.bus.vfio_user.interrupts import Interrupts
+from softcard.bus.vfio_user.layout import CONFIG_SIZE_EXTENDED, Layout, region_info
+from softcard.bus.vfio_user.port import Port
+from softcard.model.link import Downstream, ResetKind, all_ones
+from softcard.model.loop import CardLoop
+from softcard.wire import vfio_user as wire
+from softcard.wire.messages import Message, Messages, close_all
+from softcard.wire.stream import HungUpError, MessageStream
+from softcard.wire.vfio_user import Command, FormatError, Region
+
+log = logging.getLogger("softcard.bus.vfio_user")
+
+MAX_MESSAGE = wire.HEADER_SIZE + wire.ACCESS.size + wire.DEFAULT_TRANSFER + 4096
+AT_ONCE = 1024
+# A REGION_READ's reply, header included, and the same for a write's.
+ACCESS_REPLY = struct.Struct("<HHIIIQII")
+REGION_READ, REGION_WRITE = int(Command.REGION_READ), int(Command.REGION_WRITE)
+BARS = 6
+ACCESS_SIZE = wire.ACCESS.size
+READ_REPLY_SIZE = ACCESS_REPLY.size
+
+Handler = Callable[[bytes, list[int]], bytes]
+
+
+class Connection:
+    """Serves a client until it hangs up or breaks the protocol.
+
+    Args:
+        sock: the accepted socket.
+        function: what is served.
+        port: the function's upstream half.
+        layout: the function's regions and interrupts.
+        loop: the card's loop, on whose thread this runs.
+        closed: called once when the client has gone, on the loop's thread.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        function: Downstream,
+        port: Port,
+        layout: Layout,
+        loop: CardLoop,
+        closed: Callable[[Connection], object],
+    ) -> None:
+        self.function = function
+        self.passes_fds = sock.family == socket.AF_UNIX
+        self._port = port
+        self._layout = layout
+        self._loop = loop
+        self._closed = closed
+        self._ended = False
+        self._messages = Messages(
+            MessageStream(sock), MAX_MESSAGE, lambda: loop.call_soon_threadsafe(_nothing)
+        )
+        self._interrupts: Interrupts | None = None
+        self._handlers: dict[int, Handler] = {
+            Command.DMA_MAP: self._dma_map,
+            Command.DMA_UNMAP: self._dma_unmap,
+            Command.DEVICE_GET_INFO: self._device_info,
+            Command.DEVICE_GET_REGION_IO_FDS: self._region_io_fds,
+            Command.DEVICE_GET_IRQ_INFO: self._irq_info,
+            Command.DEVICE_SET_IRQS: self._set_irqs,
+            Command.REGION_READ: self._region_read,
+            Command.REGION_WRITE: self._region_write,
+            Command.REGION_WRITE_MULTI: self._region_write_multi,
+            Command.DEVICE_RESET: self._device_reset,
+        }
+        # What the card is working on; see `time_out`.
+        self._serving: list[Message] = []
+        self._backlog: deque[Message] = deque()
+        self._stuck = False
+        self._stuck_lock = threading.Lock()
+        self.served = 0
+
+    def fileno(self) -> int:
+        """The socket."""
+        return self._messages.fileno()
+
+    def hang_up(self) -> None:
+        """End the connection; from any thread. The loop's thread closes it."""
+        self._messages.hang_up()
+
+    def close(self) -> None:
+        """Take the client's memory and descriptors out of the function's hands, and free all."""
+        self._ended = True
+        self._port.detach()
+        if self._interrupts is not None:
+            self._interrupts.close()
+            self.function.vectors_wired([])
+        memory = self._port.memory
+        for region in memory.regions:
+            self.function.memory_removed(region.address, region.size)
+            memory.remove(region)
+        for message in self._backlog:
+            close_all(message.fds)
+        self._messages.close()
+
+    # The loop's port.
+
+    def poll(self) -> bool:
+        """See `Poller.poll`."""
+        messages = self._messages
+        if self._ended:
+            return False
+        try:
+            if not (messages.receive() or messages.waiting or self._backlog):
+                return False
+            for _ in range(AT_ONCE):
+                message = self._backlog.popleft() if self._backlog else messages.take()
+                if message is None:
+                    break
+                self._serve(message)
+                if self._ended:
+                    break
+        except HungUpError as error:
+            log.info("the client has gone: %s", error)
+            self._end()
+        except FormatError as error:
+            log.warning("the client broke the vfio-user protocol: %s", error)
+            self._end()
+        return True
+
+    def arm(self) -> bool:
+        """See `Poller.arm`."""
+        return self._messages.waiting or bool(self._backlog)
+
+    def disarm(self) -> None:
+        """See `Poller.disarm`."""
+
+    def receive(self) -> None:
+        """See `Port.receive`."""
+        self.poll()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._closed(self)
+
+    def _serve(self, message: Message) -> None:
+        ident, command, flags, payload, fds = message
+        serving = self._serving
+        self.served += 1
+        serving.append(message)
+        if command == REGION_READ and len(payload) == ACCESS_SIZE and self._interrupts:
+            offset, region, count = wire.ACCESS.unpack(payload)
+            if (
+                region < BARS
+                and 0 < count <= 8
+                and offset + count <= self._layout.sizes[region]
+                and not fds
+                and not flags
+            ):
+                value = self.function.read(region, offset, count)
+                try:
+                    serving.pop()
+                except IndexError:
+                    self._answered_meanwhile()
+                    return
+                self._messages.send(
+                    ACCESS_REPLY.pack(
+                        ident, command, READ_REPLY_SIZE + count, 1, 0, offset, region, count
+                    )
+                    + value.to_bytes(count, "little")
+                )
+                return
+        self._serve_rare(message)
+
+    def _serve_rare(self, message: Message) -> None:
+        """Everything but a register read; the descriptors are closed where there is an error."""
+        _, command, _, payload, fds = message
+        error, answer, reply_fds = 0, b"", []
+        try:
+            if self._interrupts is None:
+                if command != Command.VERSION:
+                    raise FormatError(f"its first message is command {command}, not VERSION")
+                answer = self._version(payload)
+            elif command == Command.DEVICE_GET_REGION_INFO:
+                answer, fd = self._region_info(payload)
+                reply_fds = [] if fd is None or not self.passes_fds else [fd]
+            else:
+                handler = self._handlers.get(command)
+                if handler is None:
+                    raise OSError(errno.ENOTSUP, f"command {command} is not known")
+                if fds and command not in (Command.DMA_MAP, Command.DEVICE_SET_IRQS):
+                    raise OSError(errno.EINVAL, f"descriptors came with command {command}")
+                answer = handler(payload, fds)
+        except FormatError:
+            close_all(fds)
+            raise
+        except struct.error as wrong:
+            error = errno.EINVAL
+            log.info("command %d of %d bytes: %s", command, len(payload), wrong)
+        except OSError as refused:
+            error = refused.errno or errno.EIO
+            log.info("command %d is refused: %s", command, refused.strerror)
+        if error:
+            close_all(fds)
+        try:
+            self._serving.pop()
+        except IndexError:
+            self._answered_meanwhile()
+            return
+        if error:
+            self._messages.reply_error(message, error)
+        else:
+            self._messages.reply(message, answer, reply_fds)
+
+    # Version.
+
+    def _version(self, payload: bytes) -> bytes:
+        major, minor, offered = wire.unpack_version(payload)
+        if major != wire.MAJOR:
+            raise FormatError(f"it speaks version {major}, and we speak {wire.MAJOR}")
+        transfer = wire.number_capability(offered, "max_data_xfer_size", wire.DEFAULT_TRANSFER)
+        ours: dict[str, object] = {"max_msg_fds": wire.MAX_FDS}
+        if offered.get("write_multiple") is True:
+            ours["write_multiple"] = True
+        by_messages = offered.get(wire.INTERRUPTS) is True
+        if by_messages:
+            ours[wire.INTERRUPTS] = True
+        self._interrupts = Interrupts(self._layout.irqs, self, by_messages=by_messages)
+        self._port.attach(
+            self._messages,
+            self._interrupts,
+            min(transfer, wire.DEFAULT_TRANSFER),
+            posted=by_messages,
+        )
+        answer = wire.pack_version(wire.MAJOR, min(minor, wire.MINOR), ours)
+        # QEMU has no room for a reply that is longer than its request.
+        return answer if len(answer) <= len(payload) else wire.pack_version(wire.MAJOR, minor, {})
+
+    # Memory.
+
+    def _dma_map(self, payload: bytes, fds: list[int]) -> bytes:
+        _, flags, offset, address, size = wire.DMA_MAP.unpack(payload)
+        if flags & ~(wire.DMA_READABLE | wire.DMA_WRITABLE) or len(fds) > 1:
+            raise OSError(errno.EINVAL, f"DMA_MAP with flags {flags:#x}, {len(fds)} descriptors")
+        self._port.memory.add(
+            address,
+            size,
+            readable=bool(flags & wire.DMA_READABLE),
+            writable=bool(flags & wire.DMA_WRITABLE),
+            fd=fds[0] if fds else None,
+            offset=offset,
+        )
+        self.function.memory_added(address, size)
+        return b""
+
+    def _dma_unmap(self, payload: bytes, fds: list[int]) -> bytes:
+        _, flags, address, size = wire.DMA_UNMAP.unpack(payload[: wire.DMA_UNMAP.size])
+        if flags:
+            raise OSError(errno.EINVAL, f"DMA_UNMAP with flags {flags:#x}")
+        memory = self._port.memory
+        region = memory.find(address, size)
+        self.function.memory_removed(address, size)
+        memory.remove(region)
+        return payload
+
+    # What the function has.
+
+    def _device_info(self, payload: bytes, fds: list[int]) -> bytes:
+        _room(payload, wire.DEVICE_INFO)
+        return wire.DEVICE_INFO.pack(
+            wire.DEVICE_INFO.size,
+            wire.DEVICE_RESETS | wire.DEVICE_IS_PCI,
+            wire.REGIONS,
+            wire.IRQS,
+        )
+
+    def _region_info(self, payload: bytes) -> tuple[bytes, int | None]:
+        room = _room(payload, wire.REGION_INFO)
+        return region_info(self._layout, self._region(payload, 8), room)
+
+    def _region_io_fds(self, payload: bytes, fds: list[int]) -> bytes:
+        _room(payload, wire.REGION_IO_FDS)
+        index = self._region(payload, 8)
+        return wire.REGION_IO_FDS.pack(wire.REGION_IO_FDS.size, 0, index, 0)
+
+    @staticmethod
+    def _region(payload: bytes, at: int) -> int:
+        index = int.from_bytes(payload[at : at + 4], "little")
+        if index >= wire.REGIONS:
+            raise OSError(errno.EINVAL, f"there is no region {index}")
+        return index
+
+    def _irq_info(self, payload: bytes, fds: list[int]) -> bytes:
+        _room(payload, wire.IRQ_INFO)
+        _, _, kind, _ = wire.IRQ_INFO.unpack_from(payload)
+        if kind >= wire.IRQS:
+            raise OSError(errno.EINVAL, f"there is no interrupt type {kind}")
+        flags = wire.IRQ_EVENTFD | (
+            wire.IRQ_MASKABLE | wire.IRQ_AUTOMASKED if kind == wire.Irq.INTX else 0
+        )
+        return wire.IRQ_INFO.pack(wire.IRQ_INFO.size, flags, kind, self._layout.irqs[kind])
+
+    def _set_irqs(self, payload: bytes, fds: list[int]) -> bytes:
+        _, flags, kind, start, count = wire.SET_IRQS.unpack_from(payload)
+        assert self._interrupts is not None
+        self._interrupts.set(flags, kind, start, count, payload[wire.SET_IRQS.size :], fds)
+        return b""
+
+    # Accesses.
+
+    def _region_read(self, payload: bytes, fds: list[int]) -> bytes:
+        offset, region, count = wire.ACCESS.unpack(payload)
+        self._check_access(offset, region, count)
+        if region == Region.CONFIG:
+            data = b"".join(
+                self.function.config_read(at, size).to_bytes(size, "little")
+                for at, size in _aligned(offset, count)
+            )
+        elif region < BARS:
+            data = self.function.read_block(region, offset, count)
+        else:
+            data = b"\xff" * count
+        return payload + data
+
+    def _region_write(self, payload: bytes, fds: list[int]) -> bytes:
+        offset, region, count = wire.ACCESS.unpack_from(payload)
+        if len(payload) != ACCESS_SIZE + count:
+            raise OSError(errno.EINVAL, f"{len(payload) - ACCESS_SIZE} bytes to write {count}")
+        if region < BARS and 0 < count <= 8 and offset + count <= self._layout.sizes[region]:
+            value = int.from_bytes(payload[ACCESS_SIZE:], "little")
+            self.function.write(region, offset, count, value)
+        else:
+            self._write_block(offset, region, count, payload[ACCESS_SIZE:])
+        return payload[:ACCESS_SIZE]
+
+    def _write_block(self, offset: int, region: int, count: int, data: bytes) -> None:
+        self._check_access(offset, region, count)
+        if region == Region.CONFIG:
+            for at, size in _aligned(offset, count):
+                part = data[at - offset :][:size]
+                self.function.config_write(at, size, int.from_bytes(part, "little"))
+        elif region < BARS:
+            self.function.write_block(region, offset, data)
+
+    def _region_write_multi(self, payload: bytes, fds: list[int]) -> bytes:
+        (count,) = wire.WRITE_COUNT.unpack_from(payload)
+        writes = payload[wire.WRITE_COUNT.size :]
+        if len(writes) != count * wire.SHORT_WRITE.size:
+            raise OSError(errno.EINVAL, f"{len(writes)} bytes for {count} writes")
+        sizes, write = self._layout.sizes, self.function.write
+        for offset, region, size, value in wire.SHORT_WRITE.iter_unpack(writes):
+            if region < BARS and 0 < size <= 8 and offset + size <= sizes[region]:
+                write(region, offset, size, value & all_ones(size))
+            else:
+                if size > 8:
+                    raise OSError(errno.EINVAL, f"a short write of {size} bytes")
+                data = (value & all_ones(size)).to_bytes(size, "little")
+                self._write_block(offset, region, size, data)
+        return wire.WRITE_COUNT.pack(count)
+
+    def _check_access(self, offset: int, region: int, count: int) -> None:
+        if region >= wire.REGIONS or not count or count > wire.DEFAULT_TRANSFER:
+            raise OSError(errno.EINVAL, f"an access of {count} bytes to region {region}")
+        if offset + count > self._layout.sizes[region]:
+            raise OSError(errno.EINVAL, f"{count} bytes at {offset:#x} are outside region {region}")
+
+    def _device_reset(self, payload: bytes, fds: list[int]) -> bytes:
+        if payload:
+            raise OSError(errno.EINVAL, f"DEVICE_RESET with {len(payload)} bytes")
+        self.function.reset(ResetKind.HOT)
+        return b""
+
+    # What the interrupts ask for.
+
+    def vectors_wired(self, vectors: list[int]) -> None:
+        """See `interrupts.Host`."""
+        self.function.vectors_wired(vectors)
+
+    def watch(self, fd: int, call: Callable[[], object]) -> None:
+        """See `interrupts.Host`."""
+        self._loop.add_reader(fd, call)
+
+    def unwatch(self, fd: int) -> None:
+        """See `interrupts.Host`."""
+        self._loop.remove_reader(fd)
+
+    def send_interrupt(self, kind: int, vector: int, asserted: bool) -> None:
+        """See `interrupts.Host`."""
+        try:
+            self._messages.post(Command.INTERRUPT, wire.INTERRUPT.pack(kind, vector, asserted))
+        except HungUpError:
+            pass  # the loop hears of it
+
+    # The completion time-out, on another thread. Whoever takes the message out of `_serving`
+    # answers it: the card's thread nearly always, the other one when the card does not return.
+
+    @property
+    def progress(self) -> int | None:
+        """A number that changes with each message; None while the card is not in one."""
+        return self.served if self._serving or self._stuck else None
+
+    def time_out(self) -> int:
+        """Answer every read that waits with all-ones; how many there were.
+
+        What comes behind a message that the card does not finish keeps waiting, in order.
+        """
+        answered = 0
+        with self._stuck_lock:
+            try:
+                if not self._stuck:
+                    message = self._serving[0]
+                    if not _is_read(message):
+                        return 0
+                    self._serving.pop()
+                    self._stuck = True
+                    answered += self._answer_all_ones(message)
+                while self._messages.receive():
+                    while (following := self._messages.take()) is not None:
+                        if _is_read(following):
+                            answered += self._answer_all_ones(following)
+                        else:
+                            self._backlog.append(following)
+            except (IndexError, HungUpError, FormatError):
+                pass  # the card has just returned, or the loop will hear of it
+        return answered
+
+    def _answered_meanwhile(self) -> None:
+        with self._stuck_lock:
+            self._stuck = False
+
+    def _answer_all_ones(self, message: Message) -> int:
+        _, _, count = wire.ACCESS.unpack(message.payload)
+        self._messages.reply(message, message.payload + b"\xff" * min(count, wire.DEFAULT_TRANSFER))
+        return 1
+
+
+def _is_read(message: Message) -> bool:
+    return message.command == REGION_READ and len(message.payload) == ACCESS_SIZE
+
+
+def _room(payload: bytes, form: struct.Struct) -> int:
+    """The size that the reply may have at most, which every query begins with."""
+    if len(payload) != form.size:
+        raise OSError(errno.EINVAL, f"a query of {len(payload)} bytes, not {form.size}")
+    room = int.from_bytes(payload[:4], "little")
+    if room < form.size:
+        raise OSError(errno.EINVAL, f"a query with room for {room} bytes, not {form.size}")
+    return room
+
+
+def _aligned(offset: int, count: int) -> list[tuple[int, int]]:
+    """Offset and size of the naturally aligned accesses that a longer one is made of."""
+    found = []
+    end = min(offset + count, CONFIG_SIZE_EXTENDED)
+    while offset < end:
+        size = 4
+        while offset % size or offset + size > end:
+            size //= 2
+        found.append((offset, size))
+        offset += size
+    return found
+
+
+def _nothing() -> None:
+    """Only wakes the loop."""

@@ -1,0 +1,273 @@
+"""Serves one card at UNIX sockets, one for each function, to one client after the other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from softcard.bus.vfio_user.connection import Connection
+from softcard.bus.vfio_user.layout import Layout, layout_of
+from softcard.bus.vfio_user.port import FEATURES, Port
+from softcard.errors import UsageError
+from softcard.model.card import Card
+from softcard.model.link import ResetKind
+from softcard.model.loop import CardLoop
+
+log = logging.getLogger("softcard.bus.vfio_user")
+
+MAX_SOCKET_PATH = 107
+# QEMU gives up after 5 s.
+COMPLETION_TIMEOUT = 4.0
+WATCH_STEPS = 4
+STOP_TIMEOUT = 5.0
+
+
+class VfioUserServer:
+    """Listens at `path` and serves `card` on a thread of its own until `stop`.
+
+    The card is plugged in when a client connects to any of its functions, with a power-on reset,
+    and unplugged when the last client has gone.
+
+    Args:
+        card: the card; the server is its slot.
+        path: the socket of function 0, at most 107 bytes; that of function n is `path`.n.
+        completion_timeout: seconds that a register read may take before the client gets all-ones
+            and an error is logged; 0 for no limit, as for a debugger.
+        changed: called with True when the card is plugged in, with False when it is unplugged.
+
+    Attributes:
+        card: the card.
+        paths: the sockets, by function.
+
+    Raises:
+        PlugError: the card is in a slot already, or asks for what this bus cannot do.
+        UsageError: a socket cannot be made.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        path: Path,
+        *,
+        completion_timeout: float = COMPLETION_TIMEOUT,
+        changed: Callable[[bool], None] = lambda connected: None,
+    ) -> None:
+        self.card = card
+        self.paths: list[Path] = []
+        self._timeout = completion_timeout
+        self._changed = changed
+        self._loop: CardLoop | None = None
+        self._connections: dict[int, Connection] = {}
+        self._ports: list[Port] = []
+        self._layouts: list[Layout] = []
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        card.enter_slot(FEATURES)
+        self._listeners: list[socket.socket] = []
+        try:
+            for number in range(len(card.functions)):
+                where = path.with_name(f"{path.name}.{number}") if number else path
+                self._listeners.append(listen(where))
+                self.paths.append(where)
+        except BaseException:
+            self._close_listeners()
+            card.leave_slot()
+            raise
+        self._wake_read, self._wake_write = os.pipe()
+        name = f"card {type(card).__name__}"
+        self._thread = threading.Thread(target=self._serve_all, name=name, daemon=True)
+        self._thread.start()
+        if completion_timeout:
+            threading.Thread(target=self._watch, name=f"{name} watch", daemon=True).start()
+
+    def hang_up(self) -> None:
+        """End all connections, as when the card is pulled; the next one may come at once."""
+        with self._lock:
+            for connection in self._connections.values():
+                connection.hang_up()
+
+    def stop(self) -> None:
+        """End all connections and listen no longer; returns when the card's code has ended."""
+        with self._lock:
+            if not self._stopping.is_set():
+                self._stopping.set()
+                os.write(self._wake_write, b"x")
+                if self._loop is not None:
+                    self._loop.call_soon_threadsafe(self._loop.stop)
+                for connection in self._connections.values():
+                    # The client is to see it even when the card's code does not return.
+                    connection.hang_up()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(STOP_TIMEOUT)
+            if self._thread.is_alive():
+                log.error(
+                    "a handler of %s has not returned for %g s: its thread is left behind",
+                    type(self.card).__name__, STOP_TIMEOUT,
+                )  # fmt: skip
+
+    def _close_listeners(self) -> None:
+        for listener, path in zip(self._listeners, self.paths, strict=False):
+            listener.close()
+            path.unlink(missing_ok=True)
+
+    def _serve_all(self) -> None:
+        poll = select.poll()
+        for fd in (self._wake_read, *(listener.fileno() for listener in self._listeners)):
+            poll.register(fd, select.POLLIN)
+        try:
+            while not self._stopping.is_set():
+                poll.poll()
+                if not self._stopping.is_set():
+                    self._serve_plugged()
+        finally:
+            self._close_listeners()
+            with self._lock:
+                self._stopping.set()
+                os.close(self._wake_read)
+                os.close(self._wake_write)
+            self.card.leave_slot()
+
+    def _serve_plugged(self) -> None:
+        """Serve from the first client's coming to the last one's going."""
+        card = self.card
+        loop = CardLoop()
+        loop.set_exception_handler(self._report)
+        self._ports = [Port() for _ in card.functions]
+        card.plugged(loop, self._ports)
+        for function in card.functions:
+            function.link.reset(ResetKind.POWER_ON)
+        self._layouts = [layout_of(function.link) for function in card.functions]
+        with self._lock:
+            self._loop = loop
+            if self._stopping.is_set():
+                loop.call_soon(loop.stop)
+        try:
+            for number, listener in enumerate(self._listeners):
+                loop.add_reader(listener, self._accept, number)
+                self._accept(number)
+            self._changed(True)
+            if self._connections or self._stopping.is_set():
+                loop.run_forever()
+        except Exception:
+            log.exception("serving %s has failed", type(card).__name__)
+        finally:
+            with self._lock:
+                self._loop = None
+                connections = list(self._connections.values())
+                self._connections.clear()
+            for connection in connections:
+                loop.remove_port(connection)
+                connection.close()
+            for listener in self._listeners:
+                loop.remove_reader(listener)
+            card.unplugged()
+            loop.shut_down()
+            self._changed(False)
+
+    def _accept(self, number: int) -> None:
+        """Take the next client of a function that has none."""
+        loop = self._loop
+        if number in self._connections or loop is None:
+            return
+        try:
+            sock, _ = self._listeners[number].accept()
+        except BlockingIOError:
+            return
+        function = self.card.functions[number].link
+        connection = Connection(
+            sock, function, self._ports[number], self._layouts[number], loop,
+            lambda connection: self._gone(number, connection),
+        )  # fmt: skip
+        with self._lock:
+            self._connections[number] = connection
+        # The next one waits until this one has gone.
+        loop.remove_reader(self._listeners[number])
+        loop.add_port(connection)
+
+    def _gone(self, number: int, connection: Connection) -> None:
+        loop = self._loop
+        assert loop is not None
+        with self._lock:
+            self._connections.pop(number, None)
+        loop.remove_port(connection)
+        connection.close()
+        if not self._connections:
+            loop.stop()
+            return
+        # Another function is still in use; this one starts anew with its next client.
+        connection.function.reset(ResetKind.HOT)
+        loop.add_reader(self._listeners[number], self._accept, number)
+
+    def _report(self, _loop: object, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        doing = str(context.get("message", "background work"))
+        if isinstance(error, BaseException):
+            self.card.endpoint.report(doing, error)
+        else:
+            log.error("%s: %s", type(self.card).__name__, doing)
+
+    def _watch(self) -> None:
+        """Give up on a read that the card does not answer, as a root complex does."""
+        seen: dict[int, tuple[int, int]] = {}
+        while not self._stopping.wait(self._timeout / WATCH_STEPS):
+            for number, connection in list(self._connections.items()):
+                at = connection.progress
+                before, steps = seen.get(number, (None, 0))
+                if at is None or at != before:
+                    seen[number] = (-1 if at is None else at, 0)
+                    continue
+                if steps + 1 < WATCH_STEPS:
+                    seen[number] = (at, steps + 1)
+                    continue
+                seen[number] = (at, 0)
+                if connection.time_out():
+                    log.error(
+                        "completion timeout: %s has not answered a read for %g s; the driver gets "
+                        "all-ones", type(self.card).__name__, self._timeout,
+                    )  # fmt: skip
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening UNIX socket at `path`, in place of one that nobody serves any more.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    length = len(os.fsencode(path))
+    if length > MAX_SOCKET_PATH:
+        raise UsageError(
+            f"socket path {path} is too long: {length} bytes, at most {MAX_SOCKET_PATH} are "
+            "possible; choose a shorter one, or set TMPDIR to a shorter folder"
+        )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        if path.is_socket() and not _alive(path):
+            path.unlink()
+        listener.bind(str(path))
+        listener.listen(1)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if path.exists():
+            raise UsageError(
+                f"socket {path} is in use by another process: choose another path"
+            ) from None
+        raise UsageError(f"cannot make socket {path}: {error.strerror}") from None
+    return listener
+
+
+def _alive(path: Path) -> bool:
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.connect(str(path))
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        probe.close()
