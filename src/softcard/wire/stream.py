@@ -7,12 +7,14 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Sequence
 
 from softcard.wire.vfio_user import MAX_FDS
 
 RECEIVE_SIZE = 1 << 16
 SEND_TIMEOUT = 5.0
+MAX_HELD_FDS = 4 * MAX_FDS
 _FD_SIZE = array.array("i").itemsize
 # One more than allowed shows that there were too many.
 _ANCILLARY = socket.CMSG_SPACE((MAX_FDS + 1) * _FD_SIZE)
@@ -35,6 +37,7 @@ class MessageStream:
         view: the same.
         length: bytes of it.
         has_fds: descriptors have come that nobody has taken.
+        passes_fds: descriptors can pass at all.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -43,6 +46,7 @@ class MessageStream:
         self._socket = sock
         self._send_lock = threading.Lock()
         self.has_fds = False
+        self.passes_fds = sock.family == socket.AF_UNIX
         self._fds: list[tuple[int, list[int]]] = []
         self.view = memoryview(self.buffer)
         sock.setblocking(False)
@@ -55,11 +59,13 @@ class MessageStream:
         """Receive once, without waiting; whether anything came.
 
         Raises:
-            HungUpError: the peer has closed the connection.
+            HungUpError: the peer has closed the connection, or sends descriptors in great number.
         """
         try:
             count, ancillary, _, _ = self._socket.recvmsg_into(
-                [self.view[self.length :]] if self.length else [self.buffer], _ANCILLARY
+                [self.view[self.length :]] if self.length else [self.buffer],
+                _ANCILLARY,
+                socket.MSG_CMSG_CLOEXEC,
             )
         except BlockingIOError:
             return False
@@ -73,6 +79,8 @@ class MessageStream:
             if fds:
                 self._fds.append((self.length, fds))
                 self.has_fds = True
+                if sum(len(held) for _, held in self._fds) > MAX_HELD_FDS:
+                    raise HungUpError("the peer sends descriptors without end")
         return True
 
     def wait(self, timeout: float | None) -> bool:
@@ -108,8 +116,16 @@ class MessageStream:
         if self._fds:
             self._fds = [(at - count, fds) for at, fds in self._fds]
 
-    def send(self, data: bytes | memoryview, fds: Sequence[int] = ()) -> None:
+    def send(
+        self, data: bytes | memoryview, fds: Sequence[int] = (), *, receive_up_to: int = 0
+    ) -> None:
         """Send all of `data`, from any thread; the descriptors go with its first byte.
+
+        Args:
+            data: what to send.
+            fds: descriptors.
+            receive_up_to: bytes that may be in the buffer after receiving while the peer takes
+                nothing, for it may wait until we do; only for the thread that receives.
 
         Raises:
             HungUpError: the peer has gone, or has taken nothing for 5 s.
@@ -127,15 +143,23 @@ class MessageStream:
                             return
                         rest = memoryview(rest)[sent:]
                     except BlockingIOError:
-                        self._wait_writable()
+                        self._wait_writable(receive_up_to)
             except OSError as error:
                 raise HungUpError(error.strerror) from None
 
-    def _wait_writable(self) -> None:
-        poll = select.poll()
-        poll.register(self._socket, select.POLLOUT)
-        if not poll.poll(SEND_TIMEOUT * 1000):
-            raise HungUpError(f"the peer has taken nothing for {SEND_TIMEOUT:g} s")
+    def _wait_writable(self, receive_up_to: int) -> None:
+        deadline = time.monotonic() + SEND_TIMEOUT
+        while True:
+            receiving = self.length < receive_up_to
+            poll = select.poll()
+            poll.register(self._socket, select.POLLOUT | (select.POLLIN if receiving else 0))
+            ready = poll.poll(max(deadline - time.monotonic(), 0) * 1000)
+            if not ready:
+                raise HungUpError(f"the peer has taken nothing for {SEND_TIMEOUT:g} s")
+            if ready[0][1] & ~select.POLLIN:
+                return
+            self.make_room(self.length + 1)
+            self.receive()
 
     def hang_up(self) -> None:
         """Let both ends see the end of the stream; from any thread."""
