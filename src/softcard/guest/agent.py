@@ -1,7 +1,11 @@
 """The guest's init: makes a root that can be written, then runs commands for the host.
 
-Started by the kernel as process 1, with the host's own Python from the host's own root, which is
-read-only: `python3 agent.py CHANNEL`. Standard library only.
+Started as process 1 with the host's own Python from the host's own root, which is read-only:
+`python3 agent.py CHANNEL [greeting=DIGITS] [modules=FOLDER]`. Standard library only.
+
+CHANNEL is the file over which it speaks with the host. The greeting, hexadecimal digits, is what
+both ends say first on a channel that outlives a reboot. The folder is one of the host with the
+kernel's modules; they are loaded as devices appear.
 """
 
 from __future__ import annotations
@@ -25,11 +29,14 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, 
 
 import frames  # type: ignore[import-not-found]  # beside this file, not the package
 
-MS_RDONLY, MS_MOVE = 1, 8192
+MS_RDONLY, MS_BIND, MS_MOVE = 1, 4096, 8192
 SYS_FINIT_MODULE = 313
-RB_POWER_OFF = 0x4321FEDC
+RB_POWER_OFF, RB_AUTOBOOT = 0x4321FEDC, 0x01234567
 NETLINK_KOBJECT_UEVENT = 15
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+PCI_DEVICES, ROOT_BUS = "/sys/bus/pci/devices", "0000:00:"
+MODPROBE = "/sbin/modprobe"
+CHANNEL_TIMEOUT = 10.0
 CHUNK = 1 << 16
 KILLED = 128
 
@@ -44,9 +51,14 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
         raise OSError(number, os.strerror(number), target)
 
 
-def make_root() -> None:
-    """Put a tmpfs over the host's root, so that what the guest writes stays in the guest."""
+def make_root(modules: str) -> None:
+    """Put a tmpfs over the host's root, so that what the guest writes stays in the guest.
+
+    The host's folder `modules` becomes the one in which this kernel's modules are looked for.
+    """
     mount("proc", "/proc", "proc")
+    # Before anything covers it.
+    kept = os.open(modules, os.O_PATH | os.O_CLOEXEC) if modules else -1
     mount("tmpfs", "/tmp", "tmpfs")
     for folder in ("upper", "work", "root"):
         os.mkdir(f"/tmp/{folder}")  # noqa: PTH102
@@ -65,6 +77,9 @@ def make_root() -> None:
         ("tmpfs", "tmp", "tmpfs"),
     ):
         mount(source, target, kind)
+    if modules:
+        mount(f"/proc/self/fd/{kept}", f"lib/modules/{os.uname().release}", "", MS_BIND)
+        os.close(kept)
     for name in ("debug", "config"):
         try:
             mount(name + "fs", f"sys/kernel/{name}", name + "fs")
@@ -100,13 +115,32 @@ class Command:
         self.outputs: set[int] = set()
 
 
+def open_channel(path: str) -> int:
+    """Open the file over which the host is reached, which may come later than this process."""
+    deadline = time.monotonic() + CHANNEL_TIMEOUT
+    while True:
+        try:
+            channel = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            break
+    if os.isatty(channel):
+        tty.setraw(channel, termios.TCSANOW)
+    return channel
+
+
 class Agent:
     """Serves the host's requests, and takes in orphans as process 1 must."""
 
-    def __init__(self, channel: int) -> None:
+    def __init__(self, channel: int, greeting: bytes, *, loads_modules: bool) -> None:
         self.channel = channel
+        self.greeting = greeting
+        self.loads_modules = loads_modules
         self.epoll = select.epoll()
-        self.reader = frames.FrameReader()
+        self.reader = frames.FrameReader(greeting)
         self.commands: dict[int, Command] = {}
         self.outputs: dict[int, tuple[Command, int]] = {}
         self.inputs: dict[int, Command] = {}
@@ -130,15 +164,25 @@ class Agent:
 
     def serve(self) -> None:
         """Serve until the host hangs up."""
-        self.send(frames.READY, 0)
+        if self.greeting:
+            os.write(self.channel, self.greeting)
+        else:
+            self.send(frames.READY, 0)
+        if self.loads_modules:
+            self.load_modules_of_cards()
         while True:
             for fd, _ in self.epoll.poll(0.05 if self.waits else -1):
                 if fd == self.channel:
                     data = os.read(self.channel, CHUNK)
                     if not data:
                         return
-                    self.send(frames.TAKEN, 0, struct.pack("<I", len(data)))
-                    for frame in self.reader.feed(data):
+                    greeted = self.reader.greeted
+                    received = self.reader.feed(data)
+                    if self.reader.greeted != greeted:
+                        self.send(frames.READY, 0)
+                    if self.reader.fresh:
+                        self.send(frames.TAKEN, 0, struct.pack("<I", self.reader.fresh))
+                    for frame in received:
                         self.handle(*frame)
                 elif fd == self.wake:
                     os.read(self.wake, CHUNK)
@@ -340,9 +384,9 @@ class Agent:
                     os.close(fd)
             elif request["call"] == "module":
                 self.load_module(request["path"], request["parameters"])
-            elif request["call"] == "power off":
+            elif request["call"] == "reboot":
                 os.sync()
-                libc.reboot(ctypes.c_int(RB_POWER_OFF))
+                libc.reboot(ctypes.c_int(RB_AUTOBOOT))
             self.send(frames.RESULT, ident)
         except OSError as error:
             self.send(frames.FAILURE, ident, (error.strerror or "failed").encode())
@@ -360,10 +404,38 @@ class Agent:
     def drain_uevents(self) -> None:
         """Something in sysfs has changed; `check_waits` looks what."""
         try:
-            while self.uevents.recv(CHUNK):
-                pass
+            while message := self.uevents.recv(CHUNK):
+                if self.loads_modules:
+                    self.load_modules_for(message)
         except OSError:
             pass
+
+    # Modules, as udev would load them.
+
+    def load_modules_of_cards(self) -> None:
+        """Load what fits the cards that were there from the start; none for the machine itself."""
+        aliases = []
+        for name in os.listdir(PCI_DEVICES):  # noqa: PTH208
+            if not name.startswith(ROOT_BUS):
+                with open(f"{PCI_DEVICES}/{name}/modalias") as file:  # noqa: PTH123
+                    aliases.append(file.read().strip())
+        self.modprobe(aliases)
+
+    def load_modules_for(self, message: bytes) -> None:
+        """Load what fits a device that has come: `add@PATH`, then `NAME=VALUE`s, all ended by 0."""
+        first, *fields = message.decode(errors="replace").split("\0")
+        if first.startswith("add@"):
+            marked = "MODALIAS="
+            self.modprobe([f.removeprefix(marked) for f in fields if f.startswith(marked)])
+
+    def modprobe(self, aliases: list[str]) -> None:
+        """Start loading modules; `reap` collects the process."""
+        if aliases:
+            command = [MODPROBE, "--all", "--quiet", "--use-blacklist", *aliases]
+            try:
+                os.posix_spawn(command[0], command, os.environ)
+            except OSError as error:
+                print(f"softcard agent: {MODPROBE}: {error.strerror}", flush=True)
 
     def check_waits(self) -> None:
         """Answer those whose file has come or gone."""
@@ -376,11 +448,11 @@ class Agent:
 
 def main() -> None:
     """Be the init process."""
-    make_root()
-    channel = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    if os.isatty(channel):
-        tty.setraw(channel, termios.TCSANOW)
-    Agent(channel).serve()
+    _, path, *words = sys.argv
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    greeting, modules = bytes.fromhex(options.get("greeting", "")), options.get("modules", "")
+    make_root(modules)
+    Agent(open_channel(path), greeting, loads_modules=bool(modules)).serve()
 
 
 if __name__ == "__main__":

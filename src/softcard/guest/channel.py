@@ -17,7 +17,8 @@ from softcard.guest import frames
 
 CHUNK = 1 << 16
 INPUT_CHUNK = 4096
-GONE = -1
+RESTARTED = "the guest has started anew, and with it all that ran there has ended"
+GONE, STARTED_ANEW = -1, -2
 
 
 class NoAnswerError(GuestError):
@@ -30,9 +31,13 @@ class Channel:
     Args:
         stream: a stream socket whose other end is the agent's.
         why_gone: says why the guest no longer answers, for the `GuestError` that callers get.
+        greeting: what the agent says first whenever it starts, and wants to hear before all else;
+            needed where the stream outlives the agent.
     """
 
-    def __init__(self, stream: socket.socket, why_gone: Callable[[], str]) -> None:
+    def __init__(
+        self, stream: socket.socket, why_gone: Callable[[], str], greeting: bytes = b""
+    ) -> None:
         self._stream = stream
         self._why_gone = why_gone
         self._replies: dict[int, queue.SimpleQueue[tuple[int, bytes]]] = {}
@@ -42,7 +47,10 @@ class Channel:
         self._on_the_way = 0
         self._next = 1
         self._gone = False
-        self.ready = threading.Event()
+        self._greeting = greeting
+        self._life = 0
+        self._starts = 0
+        self._started = threading.Condition()
         self._thread = threading.Thread(target=self._read, name="guest agent", daemon=True)
         self._thread.start()
 
@@ -56,27 +64,60 @@ class Channel:
         self._stream.close()
 
     def _read(self) -> None:
-        reader = frames.FrameReader()
+        reader = frames.FrameReader(self._greeting)
         try:
             while data := self._stream.recv(CHUNK):
-                for kind, ident, payload in reader.feed(data):
+                received = reader.feed(data)
+                if reader.greeted != self._life:
+                    self._start_anew(reader.greeted)
+                for kind, ident, payload in received:
                     if kind == frames.TAKEN:
                         with self._taken:
                             self._on_the_way -= struct.unpack("<I", payload)[0]
                             self._taken.notify()
                     elif kind == frames.READY:
-                        self.ready.set()
+                        with self._started:
+                            self._starts += 1
+                            self._started.notify_all()
                     elif (waiting := self._replies.get(ident)) is not None:
                         waiting.put((kind, payload))
         except (OSError, ValueError):
             pass
-        with self._lock:
-            self._gone = True
-            for waiting in self._replies.values():
-                waiting.put((GONE, b""))
+        self._tell_all(GONE)
         with self._taken:
             self._taken.notify_all()
-        self.ready.set()
+        with self._started:
+            self._started.notify_all()
+
+    def _tell_all(self, what: int) -> None:
+        with self._lock:
+            self._gone = what == GONE
+            for waiting in self._replies.values():
+                waiting.put((what, b""))
+
+    def _start_anew(self, life: int) -> None:
+        """The agent has greeted: it knows of nothing that was said before."""
+        with self._taken:
+            self._life = life
+            self._on_the_way = 0
+            self._taken.notify_all()
+        self._tell_all(STARTED_ANEW)
+        with self._write_lock:
+            self._stream.sendall(self._greeting)
+
+    @property
+    def starts(self) -> int:
+        """How often the agent has become ready."""
+        return self._starts
+
+    def wait_until_ready(self, timeout: float, *, start: int = 1) -> bool:
+        """Wait until the agent has become ready `start` times, or has hung up.
+
+        Returns:
+            Whether that was within `timeout` seconds.
+        """
+        with self._started:
+            return self._started.wait_for(lambda: self._gone or self._starts >= start, timeout)
 
     @property
     def gone(self) -> bool:
@@ -95,27 +136,37 @@ class Channel:
             replies: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
             self._replies[ident] = replies
             gone = self._gone
-        conversation = Conversation(self, ident, replies)
+            conversation = Conversation(self, ident, replies, self._life)
         if gone:
             conversation.close()
             raise GuestError(self._why_gone())
-        self.send(kind, ident, json.dumps(request).encode())
+        conversation.send(kind, json.dumps(request).encode())
         return conversation
 
-    def send(self, kind: int, ident: int, payload: bytes = b"") -> None:
-        """Send one frame; waits while the agent has not taken what was sent before."""
+    def send(self, kind: int, ident: int, payload: bytes, life: int) -> None:
+        """Send one frame; waits while the agent has not taken what was sent before.
+
+        Raises:
+            GuestError: the agent has ended, or `life` is not the one that it is living.
+        """
         frame = frames.pack(kind, ident, payload)
         try:
             with self._write_lock:
                 for start in range(0, len(frame), frames.WINDOW):
-                    self._send_piece(frame[start : start + frames.WINDOW])
+                    self._send_piece(frame[start : start + frames.WINDOW], life)
         except OSError:
             raise GuestError(self._why_gone()) from None
 
-    def _send_piece(self, piece: bytes) -> None:
+    def _send_piece(self, piece: bytes, life: int) -> None:
         with self._taken:
-            while self._on_the_way + len(piece) > frames.WINDOW and not self._gone:
+            while (
+                self._on_the_way + len(piece) > frames.WINDOW
+                and not self._gone
+                and self._life == life
+            ):
                 self._taken.wait()
+            if self._life != life:
+                raise GuestError(RESTARTED)
             self._on_the_way += len(piece)
         self._stream.sendall(piece)
 
@@ -149,9 +200,14 @@ class Conversation:
     """One request and its replies."""
 
     def __init__(
-        self, channel: Channel, ident: int, replies: queue.SimpleQueue[tuple[int, bytes]]
+        self,
+        channel: Channel,
+        ident: int,
+        replies: queue.SimpleQueue[tuple[int, bytes]],
+        life: int,
     ) -> None:
         self._channel = channel
+        self._life = life
         self.ident = ident
         self._replies = replies
 
@@ -167,7 +223,7 @@ class Conversation:
 
     def send(self, kind: int, payload: bytes = b"") -> None:
         """Send a frame that belongs to this conversation."""
-        self._channel.send(kind, self.ident, payload)
+        self._channel.send(kind, self.ident, payload, self._life)
 
     def receive(self, timeout: float | None) -> tuple[int, bytes]:
         """The next reply.
@@ -182,6 +238,8 @@ class Conversation:
             raise TimeoutError(f"the guest has not answered for {timeout:g} s") from None
         if kind == GONE:
             raise GuestError(self._channel.why_gone())
+        if kind == STARTED_ANEW:
+            raise GuestError(RESTARTED)
         return kind, payload
 
 

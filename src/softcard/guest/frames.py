@@ -31,10 +31,22 @@ def pack(kind: int, ident: int, payload: bytes = b"") -> bytes:
 
 
 class FrameReader:
-    """Cuts a byte stream into frames."""
+    """Cuts a byte stream into frames.
 
-    def __init__(self) -> None:
+    Args:
+        greeting: what the other end says first whenever it starts anew, if it ever does; all that
+            came before that belongs to its former life, and is forgotten.
+
+    Attributes:
+        greeted: how often the greeting has come.
+        fresh: bytes of what was fed last, without the greeting and what came before it.
+    """
+
+    def __init__(self, greeting: bytes = b"") -> None:
         self._buffer = bytearray()
+        self._greeting = greeting
+        self.greeted = 0
+        self.fresh = 0
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
         """The `(kind, id, payload)` frames that `data` completes.
@@ -42,7 +54,19 @@ class FrameReader:
         Raises:
             ValueError: the stream is not made of frames.
         """
+        seen = max(len(self._buffer) - len(self._greeting) + 1, 0)
         self._buffer += data
+        self.fresh = len(data)
+        if self._greeting:
+            at = self._buffer.rfind(self._greeting, seen)
+            if at >= 0:
+                self.greeted += 1
+                del self._buffer[: at + len(self._greeting)]
+                self.fresh = len(self._buffer)
+            elif not self.greeted:
+                del self._buffer[: -len(self._greeting)]
+                self.fresh = 0
+                return []
         frames = []
         while len(self._buffer) >= HEADER.size:
             length, kind, ident = HEADER.unpack_from(self._buffer)

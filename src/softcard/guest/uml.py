@@ -129,7 +129,7 @@ class UmlGuest(Guest):
         return "guest"
 
     def _wait_until_ready(self) -> None:
-        if not self._channel.ready.wait(BOOT_TIMEOUT):
+        if not self._channel.wait_until_ready(BOOT_TIMEOUT):
             raise GuestError(
                 f"the guest has not come up within {BOOT_TIMEOUT:g} s; its log ends with:\n"
                 f"{self.log.tail()}"
