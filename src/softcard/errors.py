@@ -32,5 +32,9 @@ class DmaError(SoftcardError):
         self.length = length
 
 
+class StateError(SoftcardError):
+    """A saved state does not fit the card that is to load it."""
+
+
 class GuestError(SoftcardError):
     """The guest died, hung, or could not do what was asked; carries the end of its log."""

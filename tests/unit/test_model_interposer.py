@@ -81,6 +81,22 @@ class Watcher:
         # Memory that is shared could not be watched.
         return []
 
+    @property
+    def migratable(self) -> bool:
+        return self.inner.migratable
+
+    def suspend(self) -> None:
+        self.inner.suspend()
+
+    def resume(self) -> None:
+        self.inner.resume()
+
+    def save_state(self) -> bytes:
+        return self.inner.save_state()
+
+    def load_state(self, state: bytes) -> None:
+        self.inner.load_state(state)
+
     # Upstream.
 
     @property

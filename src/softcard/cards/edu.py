@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
+from collections.abc import Callable
+from functools import partial
 
 from softcard import (
     RO,
@@ -44,6 +45,23 @@ class DmaCommand(Register):
     interrupt_when_done = Field(2)
 
 
+class Work:
+    """Something that takes a while, and can be brought to its end at once."""
+
+    def __init__(self, card: Card, seconds: float, call: Callable[..., None], *args: int) -> None:
+        self._call = partial(call, *args)
+        self._timer = card.after(seconds, self._call)
+
+    def cancel(self) -> None:
+        """It never ends."""
+        self._timer.cancel()
+
+    def finish(self) -> None:
+        """It ends now."""
+        self._timer.cancel()
+        self._call()
+
+
 class Edu(Card):
     """A register that inverts, a factorial unit, interrupts, and a DMA engine with a buffer.
 
@@ -55,6 +73,7 @@ class Edu(Card):
 
     vendor_id, device_id, revision_id = 0x1234, 0x11E8, 0x10
     interrupt_pin = 1
+    migratable = True
     msi = Msi(masking=False)
 
     class bar0(Bar, size=1 << 20):
@@ -74,8 +93,8 @@ class Edu(Card):
     def __init__(self, *, dma_mask: int = (1 << 28) - 1) -> None:
         super().__init__()
         self.dma_mask = dma_mask
-        self.computation: asyncio.TimerHandle | None = None
-        self.transfer: asyncio.TimerHandle | None = None
+        self.computation: Work | None = None
+        self.transfer: Work | None = None
 
     def on_reset(self, kind: ResetKind) -> None:
         """Stop what is under way."""
@@ -83,6 +102,12 @@ class Edu(Card):
             if work is not None:
                 work.cancel()
         self.computation = self.transfer = None
+
+    def on_suspend(self) -> None:
+        """Finish what is under way, so that the registers tell everything."""
+        for work in (self.computation, self.transfer):
+            if work is not None:
+                work.finish()
 
     @bar0.liveness.on_write
     def invert(self, value: int) -> None:
@@ -96,7 +121,7 @@ class Edu(Card):
         """Compute the factorial of the value, unless one is being computed."""
         if self.computation is None:
             self.bar0.status.computing = 1
-            self.computation = self.after(FACTORIAL_SECONDS, self.finish_factorial, value)
+            self.computation = Work(self, FACTORIAL_SECONDS, self.finish_factorial, value)
 
     def finish_factorial(self, value: int) -> None:
         """Put the result, modulo 2**32, in place of the value."""
@@ -129,8 +154,8 @@ class Edu(Card):
     def start_dma(self, value: int) -> None:
         """Transfer what the registers say now, unless a transfer is under way."""
         if self.bar0.dma_command.start and self.transfer is None:
-            self.transfer = self.after(
-                DMA_SECONDS, self.finish_dma, self.bar0.dma_command.value,
+            self.transfer = Work(
+                self, DMA_SECONDS, self.finish_dma, self.bar0.dma_command.value,
                 self.bar0.dma_source.value, self.bar0.dma_destination.value,
                 self.bar0.dma_count.value,
             )  # fmt: skip

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from softcard.errors import DeclarationError
+from softcard.model import state
 from softcard.model.bar import Bar
 from softcard.model.link import (
     PowerState,
@@ -60,6 +61,7 @@ class Endpoint:
         self._readers: list[Callable[[int, int], int]] = [_no_read] * BAR_COUNT
         self._writers: list[Callable[[int, int, int], None]] = [_no_write] * BAR_COUNT
         self._power = PowerState.D0
+        self._suspended = False
         config = function.config
         config.on_write(config.header.command, self._command_written)
         for capability in config.capabilities:
@@ -146,6 +148,7 @@ class Endpoint:
         for file in self._files.values():
             file.restore(power_on, function_level)
         self._power = PowerState.D0
+        self._suspended = False
         function.interrupts.reset()
         self._follow_command()
         self.guarded(kind.value, function.on_reset, kind)
@@ -171,6 +174,35 @@ class Endpoint:
             for memory in bar.memories
             if memory.offset % PAGE == 0 and memory.size % PAGE == 0
         ]
+
+    @property
+    def migratable(self) -> bool:
+        """See `Downstream.migratable`."""
+        return self.function.migratable
+
+    def suspend(self) -> None:
+        """See `Downstream.suspend`."""
+        self.guarded("suspension", self.function.on_suspend)
+        self._suspended = True
+        self._follow_command()
+
+    def resume(self) -> None:
+        """See `Downstream.resume`."""
+        self._suspended = False
+        self._follow_command()
+        self.guarded("resumption", self.function.on_resume)
+
+    def save_state(self) -> bytes:
+        """See `Downstream.save_state`."""
+        return state.save(self.function)
+
+    def load_state(self, data: bytes) -> None:
+        """See `Downstream.load_state`."""
+        state.load(self.function, data)
+        for capability in self.function.config.capabilities:
+            if isinstance(capability, PowerManagement):
+                self._power = PowerState(capability.pmcsr.power_state)
+        self._follow_command()
 
     # How it is done.
 
@@ -227,7 +259,7 @@ class Endpoint:
     def _follow_command(self) -> None:
         """Answer memory accesses and allow DMA as the command register and power state say."""
         command = self.function.config.header.command
-        awake = self._power is PowerState.D0
+        awake = self._power is PowerState.D0 and not self._suspended
         self.function.dma.enable(awake and bool(command.bus_master))
         enabled = awake and bool(command.memory_space)
         for number in range(BAR_COUNT):

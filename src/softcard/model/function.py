@@ -38,6 +38,8 @@ class Function:
     Attributes:
         vendor_id, device_id, revision_id, class_code, subsystem_vendor_id, subsystem_id,
         interrupt_pin: see `softcard.pcie.config.Identity`.
+        migratable: the state can be saved and loaded, on a bus that asks for it: registers and
+            memory by themselves, all else by `save_state` and `load_state`.
         dma: the driver's memory, by bus address.
         config: the configuration space.
         bars: this function's own BARs by number; also as `self.bar0` to `self.bar5`.
@@ -54,6 +56,7 @@ class Function:
     subsystem_vendor_id: int = 0
     subsystem_id: int = 0
     interrupt_pin: int = 0
+    migratable: bool = False
 
     card: Card
 
@@ -242,6 +245,24 @@ class Function:
 
     def on_memory_removed(self, address: int, size: int) -> None:
         """Views from `dma.map` of this memory must not be used after this method returns."""
+
+    def on_suspend(self) -> None:
+        """The function is about to be suspended: finish or stop what is under way. DMA and
+        interrupts still work."""
+
+    def on_resume(self) -> None:
+        """The function goes on, perhaps with a state that was just loaded."""
+
+    def save_state(self) -> bytes:
+        """What the function has beside registers and memory; see `migratable`."""
+        return b""
+
+    def load_state(self, state: bytes) -> None:
+        """Take what another function's `save_state` returned.
+
+        Raises:
+            StateError: it does not fit.
+        """
 
     def on_unplug(self) -> None:
         """The card is no longer plugged in; DMA and interrupts do not work any more."""

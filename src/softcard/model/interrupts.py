@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
-from softcard.errors import DmaError
+from softcard.errors import DmaError, StateError
 from softcard.model.link import Upstream
 from softcard.pcie.capabilities import Msi, MsiX
 from softcard.pcie.config import ConfigSpace
@@ -92,7 +92,7 @@ class Interrupts:
         if not by_msix and self._wired:
             # A driver may have been given fewer MSI messages than it was offered.
             vector %= len(self._wired)
-        if vector in self._wired:
+        if vector in self._wired and self._awake:
             upstream.vector(vector)
         else:
             self._unwired_pending.add(vector)
@@ -103,14 +103,14 @@ class Interrupts:
         """The bus delivers these vectors from now on, and no others."""
         with self._lock:
             self._wired = frozenset(vectors)
-            upstream = self._upstream
-            for vector in sorted(self._unwired_pending & self._wired):
-                self._unwired_pending.discard(vector)
-                if self._msix is not None:
-                    self._msix.set_pending(vector, False)
-                if upstream is not None:
-                    upstream.vector(vector)
-            self._update_line()
+            self.update()
+
+    def _deliver_wired(self, upstream: Upstream) -> None:
+        for vector in sorted(self._unwired_pending & self._wired) if self._awake else ():
+            self._unwired_pending.discard(vector)
+            if self._msix is not None:
+                self._msix.set_pending(vector, False)
+            upstream.vector(vector)
 
     def _signal_msi(self, msi: Msi, upstream: Upstream, vector: int) -> None:
         if self._msi_held(msi, vector):
@@ -146,7 +146,7 @@ class Interrupts:
                 return
             msix, msi = self._msix, self._msi
             if self._bus_owns_msix:
-                pass
+                self._deliver_wired(upstream)
             elif msix is not None and msix.control.enable:
                 for vector in msix.pending_unmasked() if self._may_send else ():
                     msix.set_pending(vector, False)
@@ -171,6 +171,44 @@ class Interrupts:
         """Outside D0 a function sends no requests and asserts no line (section 5.3.1)."""
         with self._lock:
             self._awake = awake
+            self.update()
+
+    def save(self) -> dict[str, list[int]]:
+        """What is signalled and pending, and the MSI-X table, for `load`."""
+        with self._lock:
+            msix = self._msix
+            return {
+                "levels": sorted(self._levels),
+                "pending": sorted(self._unwired_pending),
+                "msi": [self._msi_pending],
+                "table": [] if msix is None else list(msix.table_region.words),
+                "flags": [] if msix is None else list(msix.pba_region.flags),
+            }
+
+    def check(self, state: Mapping[str, Sequence[int]]) -> None:
+        """Raise `StateError` unless `load` can take this."""
+        shape = self.save()
+        limits = {"levels": self.vectors, "pending": self.vectors, "flags": 2}
+        for name, own in shape.items():
+            values = state.get(name)
+            if (
+                not isinstance(values, list)
+                or (name in ("msi", "table", "flags") and len(values) != len(own))
+                or not all(type(v) is int and 0 <= v < limits.get(name, 1 << 32) for v in values)
+            ):
+                raise StateError(f"the saved interrupts are not those of this card: {name}")
+
+    def load(self, state: Mapping[str, Sequence[int]]) -> None:
+        """Take what another function's `save` returned, and `check` allows."""
+        with self._lock:
+            self._levels = set(state["levels"])
+            self._unwired_pending = set(state["pending"])
+            if self._msi is not None:
+                self._set_msi_pending(self._msi, state["msi"][0])
+            if self._msix is not None:
+                for index, word in enumerate(state["table"]):
+                    self._msix.table_region.words[index] = word
+                self._msix.pba_region.flags[:] = bytes(state["flags"])
             self.update()
 
     def reset(self) -> None:

@@ -161,6 +161,22 @@ class Downstream(Protocol):
     def shared_ranges(self) -> Sequence[SharedRange]:
         """The plain memory of the BARs."""
 
+    @property
+    def migratable(self) -> bool:
+        """Whether the four calls below work."""
+
+    def suspend(self) -> None:
+        """The function does no DMA, sends no interrupts and changes nothing until `resume`."""
+
+    def resume(self) -> None:
+        """It goes on."""
+
+    def save_state(self) -> bytes:
+        """The state of a suspended function."""
+
+    def load_state(self, state: bytes) -> None:
+        """Make a suspended function what another was. Raises `StateError`."""
+
 
 def all_ones(size: int) -> int:
     """What a read of `size` bytes gives when nobody answers (section 2.3.2)."""

@@ -10,6 +10,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from softcard.bus.vfio_user import memory
+from softcard.bus.vfio_user.features import Features
 from softcard.bus.vfio_user.interrupts import Interrupts
 from softcard.bus.vfio_user.layout import CONFIG_SIZE_EXTENDED, Layout, region_info
 from softcard.bus.vfio_user.port import Port
@@ -66,6 +68,7 @@ class Connection:
             MessageStream(sock), MAX_MESSAGE, lambda: loop.call_soon_threadsafe(_nothing)
         )
         self._interrupts: Interrupts | None = None
+        self._features = Features(function, port.log)
         self._handlers: dict[int, Handler] = {
             Command.DMA_MAP: self._dma_map,
             Command.DMA_UNMAP: self._dma_unmap,
@@ -77,6 +80,9 @@ class Connection:
             Command.REGION_WRITE: self._region_write,
             Command.REGION_WRITE_MULTI: self._region_write_multi,
             Command.DEVICE_RESET: self._device_reset,
+            Command.DEVICE_FEATURE: self._features.request,
+            Command.MIG_DATA_READ: self._features.read_data,
+            Command.MIG_DATA_WRITE: self._features.write_data,
         }
         # What the card is working on; see `time_out`.
         self._serving: list[Message] = []
@@ -100,10 +106,8 @@ class Connection:
         if self._interrupts is not None:
             self._interrupts.close()
             self.function.vectors_wired([])
-        memory = self._port.memory
-        for region in memory.regions:
-            self.function.memory_removed(region.address, region.size)
-            memory.remove(region)
+        for region in self._port.memory.regions:
+            self._remove(region)
         for message in self._backlog:
             close_all(message.fds)
         self._messages.close()
@@ -263,11 +267,15 @@ class Connection:
         _, flags, address, size = wire.DMA_UNMAP.unpack(payload[: wire.DMA_UNMAP.size])
         if flags:
             raise OSError(errno.EINVAL, f"DMA_UNMAP with flags {flags:#x}")
-        memory = self._port.memory
-        region = memory.find(address, size)
-        self.function.memory_removed(address, size)
-        memory.remove(region)
+        region = self._port.memory.find(address, size)
+        self._remove(region)
         return payload
+
+    def _remove(self, region: memory.Region) -> None:
+        self.function.memory_removed(region.address, region.size)
+        self._port.memory.remove(region)
+        if self._port.log is not None:
+            self._port.log.removed(region.address, region.size)
 
     # What the function has.
 
@@ -374,6 +382,7 @@ class Connection:
         if payload:
             raise OSError(errno.EINVAL, f"DEVICE_RESET with {len(payload)} bytes")
         self.function.reset(ResetKind.HOT)
+        self._features.reset()
         return b""
 
     # What the interrupts ask for.

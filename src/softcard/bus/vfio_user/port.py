@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from softcard.bus.vfio_user.dirty import DirtyLog
 from softcard.bus.vfio_user.interrupts import Interrupts
 from softcard.bus.vfio_user.memory import ClientMemory
 from softcard.errors import DmaError
@@ -23,12 +24,17 @@ FEATURES_BY_MESSAGES = LinkFeatures(
 class Port:
     """What a function sees of whatever client is connected; without one, nothing is reachable.
 
+    Args:
+        logs_writes: the client may ask which of its memory was written.
+
     Attributes:
         memory: the client's memory.
+        log: what of it the function has written; None where nobody may ask.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, logs_writes: bool) -> None:
         self.memory = ClientMemory()
+        self.log = DirtyLog() if logs_writes else None
         self._messages: Messages | None = None
         self._interrupts: Interrupts | None = None
         self._transfer = wire.DEFAULT_TRANSFER
@@ -95,6 +101,8 @@ class Port:
         region = self.memory.at(address, length, write=True)
         if region.mapping is None:
             raise DmaError(address, length, "the client does not share this memory")
+        if self.log is not None:
+            self.log.mapped(address, length)
         start = address - region.address
         return region.mapping.view[start : start + length]
 
@@ -122,6 +130,8 @@ class Port:
             region.mapping.view[start : start + len(data)] = data
         else:
             self._write_by_messages(address, data)
+        if self.log is not None:
+            self.log.written(address, len(data))
 
     def dma_atomic(
         self, address: int, size: int, operation: AtomicOp, operand: int, compare: int

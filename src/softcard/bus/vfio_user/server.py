@@ -137,7 +137,7 @@ class VfioUserServer:
         card = self.card
         loop = CardLoop()
         loop.set_exception_handler(self._report)
-        self._ports = [Port() for _ in card.functions]
+        self._ports = [Port(logs_writes=f.link.migratable) for f in card.functions]
         card.plugged(loop, self._ports)
         for function in card.functions:
             function.link.reset(ResetKind.POWER_ON)
