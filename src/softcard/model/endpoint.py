@@ -114,7 +114,7 @@ class Endpoint:
         memory = self._memory(bar, offset, length)
         if memory is not None:
             return bytes(memory)
-        if self._readers[bar] is _no_read:
+        if not self.answers(bar):
             return b"\xff" * length
         data = bytearray(length)
         for at, size in self._accesses(bar, offset, length):
@@ -130,7 +130,7 @@ class Endpoint:
         if memory is not None:
             memory[:] = data
             return
-        if self._readers[bar] is _no_read:
+        if not self.answers(bar):
             return
         for at, size in self._accesses(bar, offset, len(data)):
             part = data[at - offset :][:size]
@@ -206,6 +206,10 @@ class Endpoint:
 
     # How it is done.
 
+    def answers(self, bar: int) -> bool:
+        """Whether the driver has enabled memory accesses, and the function is awake."""
+        return self._readers[bar] is not _no_read
+
     def guarded(self, doing: str, call: Callable[..., object], *args: object) -> None:
         """Call the card's code; an exception is reported and goes no further."""
         try:
@@ -228,7 +232,7 @@ class Endpoint:
 
     def _memory(self, bar: int, offset: int, length: int) -> memoryview | None:
         """The plain memory that an access lies in as a whole, if the function answers."""
-        if self._readers[bar] is _no_read:
+        if not self.answers(bar):
             return None
         for memory in self.function.bars[bar].memories:
             start = offset - memory.offset

@@ -1,0 +1,1 @@
+"""Bridge cards: cards whose behaviour comes from elsewhere."""
