@@ -113,6 +113,13 @@ class Watcher:
             raise DmaError(address, len(data), "the interposer lost it")
         self.upstream.dma_write(address, data)
 
+    def dma_read_many(self, segments: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self.dma_read(address, length) for address, length in segments]
+
+    def dma_write_many(self, segments: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        for address, data in segments:
+            self.dma_write(address, data)
+
     def dma_map(self, address: int, length: int) -> memoryview:
         self.seen.append(f"dma map {length}")
         return self.upstream.dma_map(address, length)

@@ -12,7 +12,7 @@ import heapq
 import mmap
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from contextvars import Context
 from dataclasses import dataclass
@@ -486,6 +486,15 @@ class SimulatedDevice:
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """See `Upstream.dma_write`."""
         self.bus.memory(address, len(data))[:] = data
+
+    def dma_read_many(self, segments: Sequence[tuple[int, int]]) -> list[bytes]:
+        """See `Upstream.dma_read_many`."""
+        return [self.dma_read(address, length) for address, length in segments]
+
+    def dma_write_many(self, segments: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        """See `Upstream.dma_write_many`."""
+        for address, data in segments:
+            self.dma_write(address, data)
 
     def dma_map(self, address: int, length: int) -> memoryview:
         """See `Upstream.dma_map`."""

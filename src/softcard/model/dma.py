@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections.abc import Sequence
 
 from softcard.errors import DmaError
 from softcard.model.link import AtomicOp, Upstream
@@ -50,6 +51,11 @@ class Dma:
         """Whether `map` can work on this bus."""
         return self._upstream is not None and self._upstream.features.shared_memory
 
+    @property
+    def shares_bars(self) -> bool:
+        """Whether the driver's side may have mapped the plain memory of BARs."""
+        return self._upstream is not None and self._upstream.features.shared_ranges
+
     def _bus(self, address: int, length: int) -> Upstream:
         if self._upstream is not None and self._enabled:
             return self._upstream
@@ -63,6 +69,17 @@ class Dma:
     def write(self, address: int, data: bytes | memoryview) -> None:
         """Store `data` at bus address `address`."""
         self._bus(address, len(data)).dma_write(address, data)
+
+    def read_many(self, segments: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What is at each address and length; much faster than one by one where the bus reaches
+        memory by messages, over a network above all."""
+        return self._bus(*segments[0]).dma_read_many(segments) if segments else []
+
+    def write_many(self, segments: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        """Store data at addresses, in their order; see `read_many`."""
+        if segments:
+            address, data = segments[0]
+            self._bus(address, len(data)).dma_write_many(segments)
 
     def map(self, address: int, length: int) -> memoryview:
         """The memory itself, without a copy, writable.

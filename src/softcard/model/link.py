@@ -90,6 +90,13 @@ class Upstream(Protocol):
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """Memory write. Raises `DmaError` where the driver's side has not allowed it."""
 
+    def dma_read_many(self, segments: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Memory reads, each of an address and a length. Where memory is reached by messages, all
+        of them are on their way before the first reply is waited for."""
+
+    def dma_write_many(self, segments: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        """Memory writes in their order, each of data to an address; see `dma_read_many`."""
+
     def dma_map(self, address: int, length: int) -> memoryview:
         """The memory itself, valid until `Downstream.memory_removed` names it or the card is
         unplugged. Raises `DmaError` where it is not allowed or the bus shares no memory."""

@@ -158,6 +158,15 @@ class Messages:
         size = HEADER_SIZE + len(payload)
         self._stream.send(HEADER.pack(0, command, size, COMMAND | NO_REPLY, 0) + payload, fds)
 
+    def post_all(self, command: int, payloads: Sequence[bytes]) -> None:
+        """Send many commands of a kind that want no reply."""
+        self._stream.send(
+            b"".join(
+                HEADER.pack(0, command, HEADER_SIZE + len(payload), COMMAND | NO_REPLY, 0) + payload
+                for payload in payloads
+            )
+        )
+
     def request(self, command: int, payload: bytes, fds: Sequence[int] = ()) -> bytes:
         """Send a command and wait for its reply; commands that come meanwhile wait.
 

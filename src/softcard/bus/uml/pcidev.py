@@ -6,7 +6,7 @@ import logging
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from softcard.bus.uml.interrupts import InterruptQueue
 from softcard.bus.uml.memory import GuestMemory
@@ -292,6 +292,15 @@ class PciDevice:
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """See `Upstream.dma_write`."""
         self.memory.map(address, len(data))[:] = data
+
+    def dma_read_many(self, segments: Sequence[tuple[int, int]]) -> list[bytes]:
+        """See `Upstream.dma_read_many`."""
+        return [self.dma_read(address, length) for address, length in segments]
+
+    def dma_write_many(self, segments: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        """See `Upstream.dma_write_many`."""
+        for address, data in segments:
+            self.dma_write(address, data)
 
     def dma_map(self, address: int, length: int) -> memoryview:
         """See `Upstream.dma_map`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from softcard.bus.vfio_user.dirty import DirtyLog
 from softcard.bus.vfio_user.interrupts import Interrupts
@@ -120,7 +121,7 @@ class Port:
         if region.mapping is not None:
             start = address - region.address
             return bytes(region.mapping.view[start : start + length])
-        return self._read_by_messages(address, length)
+        return self._read_far([(address, length)])[0]
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """See `Upstream.dma_write`."""
@@ -128,10 +129,10 @@ class Port:
         if region.mapping is not None:
             start = address - region.address
             region.mapping.view[start : start + len(data)] = data
+            if self.log is not None:
+                self.log.written(address, len(data))
         else:
-            self._write_by_messages(address, data)
-        if self.log is not None:
-            self.log.written(address, len(data))
+            self._write_far([(address, data)])
 
     def dma_atomic(
         self, address: int, size: int, operation: AtomicOp, operand: int, compare: int
@@ -139,33 +140,96 @@ class Port:
         """See `Upstream.dma_atomic`."""
         return apply_atomic(self.dma_map(address, size), operation, operand, compare)
 
-    def _read_by_messages(self, address: int, length: int) -> bytes:
-        pieces = [(at, min(self._transfer, length - at)) for at in range(0, length, self._transfer)]
-        requests = [wire.DMA_ACCESS.pack(address + at, count) for at, count in pieces]
-        replies = self._ask(address, length, Command.DMA_READ, requests)
-        for (_, count), reply in zip(pieces, replies, strict=True):
-            if len(reply) != wire.DMA_ACCESS.size + count:
-                raise DmaError(address, length, f"the client replied with {len(reply)} bytes")
-        return b"".join(reply[wire.DMA_ACCESS.size :] for reply in replies)
-
-    def _write_by_messages(self, address: int, data: bytes | memoryview) -> None:
-        requests = [
-            wire.DMA_ACCESS.pack(address + at, len(piece)) + bytes(piece)
-            for at in range(0, len(data), self._transfer)
-            for piece in [data[at : at + self._transfer]]
+    def dma_read_many(self, segments: Sequence[tuple[int, int]]) -> list[bytes]:
+        """See `Upstream.dma_read_many`."""
+        found: list[bytes] = []
+        far: list[tuple[int, int]] = []
+        for address, length in segments:
+            region = self.memory.at(address, length, write=False)
+            if region.mapping is None:
+                far.append((address, length))
+                found.append(b"")
+            else:
+                found.append(self.dma_read(address, length))
+        if not far:
+            return found
+        read = iter(self._read_far(far))
+        return [
+            data if data or not length else next(read)
+            for data, (_, length) in zip(found, segments, strict=True)
         ]
-        self._ask(address, len(data), Command.DMA_WRITE, requests)
+
+    def dma_write_many(self, segments: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        """See `Upstream.dma_write_many`."""
+        far: list[tuple[int, bytes | memoryview]] = []
+        for address, data in segments:
+            if self.memory.at(address, len(data), write=True).mapping is None:
+                far.append((address, data))
+            else:
+                self.dma_write(address, data)
+        if far:
+            self._write_far(far)
+
+    # Memory that only messages reach.
+
+    def _read_far(self, segments: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Neighbours are read as one; a long piece in several messages."""
+        runs = self._joined([(address, length) for address, length in segments if length])
+        pieces = [
+            (address + at, min(self._transfer, length - at))
+            for address, length in runs
+            for at in range(0, length, self._transfer)
+        ]
+        requests = [wire.DMA_ACCESS.pack(*piece) for piece in pieces]
+        replies = self._ask(pieces, Command.DMA_READ, requests)
+        for (address, count), reply in zip(pieces, replies, strict=True):
+            if len(reply) != wire.DMA_ACCESS.size + count:
+                raise DmaError(address, count, f"the client replied with {len(reply)} bytes")
+        stream = memoryview(b"".join(reply[wire.DMA_ACCESS.size :] for reply in replies))
+        found, at = [], 0
+        for _, length in segments:
+            found.append(bytes(stream[at : at + length]))
+            at += length
+        return found
+
+    def _joined(self, segments: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The same memory, with neighbours in one region made into one."""
+        runs: list[tuple[int, int]] = []
+        end = 0
+        for address, length in segments:
+            if runs and address == runs[-1][0] + runs[-1][1] and address + length <= end:
+                runs[-1] = (runs[-1][0], runs[-1][1] + length)
+            else:
+                runs.append((address, length))
+                region = self.memory.at(address, length, write=False)
+                end = region.address + region.size
+        return runs
+
+    def _write_far(self, segments: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        pieces = [
+            (address + at, data[at : at + self._transfer])
+            for address, data in segments
+            for at in range(0, len(data), self._transfer)
+        ]
+        requests = [wire.DMA_ACCESS.pack(at, len(piece)) + bytes(piece) for at, piece in pieces]
+        sizes = [(at, len(piece)) for at, piece in pieces]
+        self._ask(sizes, Command.DMA_WRITE, requests)
+        if self.log is not None:
+            for at, size in sizes:
+                self.log.written(at, size)
 
     def _ask(
-        self, address: int, length: int, command: Command, requests: list[bytes]
+        self, pieces: Sequence[tuple[int, int]], command: Command, requests: Sequence[bytes]
     ) -> list[bytes]:
         messages = self._messages
+        if not pieces:
+            return []
+        address, length = pieces[0]
         if messages is None:
             raise DmaError(address, length, "no client is connected")
         try:
             if self._posted and command is Command.DMA_WRITE:
-                for request in requests:
-                    messages.post(command, request)
+                messages.post_all(command, requests)
                 return []
             return messages.request_all(command, requests)
         except OSError as error:
