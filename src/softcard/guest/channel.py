@@ -195,6 +195,10 @@ class Channel:
                 about = request.get("path", "")
                 raise GuestError(f"{name} {about} in the guest failed: {payload.decode()}")
 
+    def tell(self, name: str) -> None:
+        """Ask for a service of the agent that it does not live to answer."""
+        self.open(frames.CALL, {"call": name}).close()
+
 
 class Conversation:
     """One request and its replies."""

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import shlex
 import signal
+import subprocess
 import sys
 import termios
 import threading
 import tty
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from softcard.errors import GuestError, UsageError
 from softcard.guest.channel import Channel, NoAnswerError, Process, terminal_size
 from softcard.guest.log import KernelLog
+
+PR_SET_PDEATHSIG = 1
+AGENT = Path(__file__).resolve().with_name("agent.py")
+"""The init of every guest; it is run there, and never imported here."""
 
 CALL_TIMEOUT = 30.0
 COMMAND_TIMEOUT = 120.0
@@ -62,13 +68,20 @@ class Guest:
 
     Attributes:
         log: the kernel's log.
+        process: what the guest runs in.
     """
 
     log: KernelLog
+    process: subprocess.Popen[bytes]
 
     def __init__(self, channel: Channel, log: KernelLog) -> None:
         self.log = log
         self._channel = channel
+
+    @property
+    def alive(self) -> bool:
+        """Whether the guest is still running."""
+        return self.process.poll() is None
 
     def start(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str = "/"
@@ -206,6 +219,15 @@ class Guest:
             GuestError: the kernel refuses it.
         """
         self._channel.call("write", CALL_TIMEOUT, path=path, text=text)
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """What a child has to do so that it ends when this process is killed, for `subprocess`."""
+    # The kernel sends the signal when the *thread* ends that made the child.
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import re
@@ -12,16 +11,14 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
 from softcard.bus.uml import UmlBus
 from softcard.errors import GuestError, UsageError
-from softcard.guest import agent
 from softcard.guest.channel import Channel
-from softcard.guest.guest import Guest
+from softcard.guest.guest import AGENT, Guest, die_with_parent
 from softcard.guest.kernel import VIRTIO_PCIDEV_ID, Kernel, ensure_kernel
 from softcard.guest.log import KernelLog
 
@@ -31,7 +28,6 @@ MIN_MEMORY = 64 << 20
 MCONSOLE = struct.Struct("<III")
 MCONSOLE_MAGIC, MCONSOLE_VERSION, MCONSOLE_TEXT = 0xCAFEBABE, 2, 512
 MCONSOLE_REPLY = struct.Struct("<III")
-PR_SET_PDEATHSIG = 1
 # The card must be allowed to be slow, or stopped in a debugger: softcard has its own time-out.
 NO_DELAY_LIMIT = 0x7FFFFFFF
 SECCOMP_WORKS = "seccomp filters can be installed...OK"
@@ -105,14 +101,14 @@ class UmlGuest(Guest):
             ),
             *arguments,
             f"init={_real(sys.executable)}",
-            "--", "-I", "-S", "-B", str(Path(agent.__file__).resolve()), "/dev/tty1",
+            "--", "-I", "-S", "-B", str(AGENT), "/dev/tty1",
         ]  # fmt: skip
         try:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL, stdout=log_write, stderr=log_write,
                 pass_fds=[theirs.fileno()], start_new_session=True,
-                preexec_fn=_die_with_parent if _in_main_thread() else None,
+                preexec_fn=die_with_parent(),
             )  # fmt: skip
         except OSError as error:
             os.close(log_read)
@@ -187,11 +183,6 @@ class UmlGuest(Guest):
             self.bus.close()
         self._folder.cleanup()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the kernel is still running."""
-        return self.process.poll() is None
-
     # What the bus needs.
 
     def add_card(self, path: Path, number: int) -> None:
@@ -233,15 +224,6 @@ class UmlGuest(Guest):
         failed, _more, length = MCONSOLE_REPLY.unpack_from(reply)
         said = reply[MCONSOLE_REPLY.size :][:length].rstrip(b"\0").decode(errors="replace")
         return said or "failed" if failed else ""
-
-
-def _in_main_thread() -> bool:
-    # The kernel sends the signal below when the *thread* ends that made the child.
-    return threading.current_thread() is threading.main_thread()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _real(path: str) -> str:

@@ -1,0 +1,237 @@
+"""A stock Linux in QEMU, with this machine's own root file system."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from softcard.errors import GuestError
+from softcard.guest.channel import Channel
+from softcard.guest.guest import AGENT, Guest, die_with_parent
+from softcard.guest.log import KernelLog
+from softcard.guest.qemu import machine
+from softcard.guest.qemu.initramfs import MODULES, initramfs
+from softcard.guest.qemu.kernel import need_kernel
+from softcard.guest.qemu.modules import module_images
+from softcard.guest.qemu.program import need_qemu
+from softcard.guest.qemu.qmp import Monitor
+
+if TYPE_CHECKING:
+    from softcard.guest.qemu.bus import QemuBus, QemuSlot
+
+# An emulated processor takes four seconds, on a machine with nothing else to do.
+BOOT_TIMEOUT = 120.0
+END_TIMEOUT = 10.0
+PROCESSORS = 2
+GREETING_BYTES = 16
+PANIC = "---[ end Kernel panic"
+# Nothing here is to be protected from the guest's own programs, nor are there any to be confined.
+COMMAND_LINE = (
+    "console=ttyS0 mitigations=off lsm=capability audit=0 tsc=reliable no_timer_check "
+    "cryptomgr.notests random.trust_cpu=on"
+)
+
+log = logging.getLogger("softcard.guest.qemu")
+
+
+class QemuGuest(Guest):
+    """Boots a stock Linux with the cards of `bus`; `QemuBus.boot` makes it.
+
+    Attributes:
+        kernel: what was booted.
+        qemu: what it runs in.
+        accelerator: how its processor comes about.
+        messages: what QEMU itself has printed.
+    """
+
+    def __init__(self, bus: QemuBus) -> None:
+        self.bus = bus
+        self.qemu = need_qemu()
+        self.kernel = bus.kernel or need_kernel()
+        self.accelerator = machine.TCG
+        self._ending = False
+        self._folder = tempfile.TemporaryDirectory(prefix="softcard-guest-")
+        self._greeting = secrets.token_bytes(GREETING_BYTES)
+        try:
+            stream, monitor = self._start()
+            super().__init__(Channel(stream, self._why_gone, self._greeting), self.log)
+            self._monitor = self._connect(monitor)
+            self._wait_until_ready(1)
+        except BaseException:
+            self.close()
+            raise
+        bus.guest = self
+
+    def _start(self) -> tuple[socket.socket, socket.socket]:
+        images = module_images(self.kernel.modules, MODULES) if self.kernel.modules else []
+        archive = Path(self._folder.name, "initramfs")
+        archive.write_bytes(initramfs(images))
+        channel, its_channel = socket.socketpair()
+        monitor, its_monitor = socket.socketpair()
+        log_read, log_write = os.pipe()
+        messages_read, messages_write = os.pipe()
+        command = [
+            *self.qemu.command,
+            *machine.machine_arguments(
+                accelerator=self.accelerator,
+                memory=self.bus.memory,
+                processors=PROCESSORS,
+                kernel=self.kernel.bootable,
+                initramfs=archive,
+                command_line=self._command_line(),
+                channel=its_channel.fileno(),
+                monitor=its_monitor.fileno(),
+                cards=[
+                    device
+                    for slot in self.bus.slots
+                    for device in machine.device_arguments(slot.number, slot.paths)
+                ],
+            ),
+        ]
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL, stdout=log_write, stderr=messages_write,
+                pass_fds=[its_channel.fileno(), its_monitor.fileno()],
+                env={**os.environ, **self.qemu.environment},
+                start_new_session=True, preexec_fn=die_with_parent(),
+            )  # fmt: skip
+        except OSError as error:
+            for fd in (log_read, messages_read):
+                os.close(fd)
+            for ours in (channel, monitor):
+                ours.close()
+            raise GuestError(f"cannot start {command[0]}: {error.strerror}") from None
+        finally:
+            for fd in (log_write, messages_write):
+                os.close(fd)
+            for theirs in (its_channel, its_monitor):
+                theirs.close()
+        self.log = KernelLog(log_read, self._heard)
+        self.messages = KernelLog(messages_read, lambda line: log.warning("QEMU says: %s", line))
+        return channel, monitor
+
+    def _command_line(self) -> str:
+        words = [COMMAND_LINE, *self.bus.arguments, "--"]
+        program = [
+            os.path.realpath(sys.executable), "-I", "-S", "-B",
+            str(AGENT), machine.CHANNEL, f"greeting={self._greeting.hex()}",
+        ]  # fmt: skip
+        if self.kernel.modules:
+            program.append(f"modules={self.kernel.modules}")
+        return " ".join([*words, *(f'"{word}"' if " " in word else word for word in program)])
+
+    def _heard(self, line: str) -> None:
+        if self.bus.echo is not None:
+            self.bus.echo(line)
+        if PANIC in line:
+            # It would stand still from now on.
+            self.process.kill()
+
+    def _connect(self, monitor: socket.socket) -> Monitor:
+        try:
+            return Monitor(monitor)
+        except GuestError:
+            if self._has_ended():
+                raise GuestError(self._why_gone()) from None
+            raise
+
+    def _wait_until_ready(self, start: int) -> None:
+        if not self._channel.wait_until_ready(BOOT_TIMEOUT, start=start):
+            raise GuestError(
+                f"the guest has not come up within {BOOT_TIMEOUT:g} s; its log ends with:\n"
+                f"{self.log.tail()}"
+            )
+        if self._channel.gone:
+            raise GuestError(self._why_gone())
+
+    def _has_ended(self) -> bool:
+        try:
+            self.process.wait(END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _why_gone(self) -> str:
+        if self._ending:
+            return "the guest has been ended"
+        if not self._has_ended():
+            return f"the guest's agent has ended; the kernel log ends with:\n{self.log.tail()}"
+        self.log.join(1)
+        self.messages.join(1)
+        status = self.process.returncode
+        if not self.log.lines:
+            return f"QEMU has ended (status {status}); it said:\n{self.messages.tail()}"
+        said = f"\nQEMU said:\n{self.messages.tail()}" if self.messages.lines else ""
+        return f"the guest has died (status {status}); its log ends with:\n{self.log.tail()}{said}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the guest at once, as by pulling its power cord, and free all resources."""
+        self._ending = True
+        self.bus.guest = None
+        if hasattr(self, "process"):
+            self.process.kill()
+            self.process.wait()
+            self.log.join(END_TIMEOUT)
+            self.messages.join(END_TIMEOUT)
+        if hasattr(self, "_monitor"):
+            self._monitor.close()
+        if hasattr(self, "_channel"):
+            self._channel.close()
+        self._folder.cleanup()
+
+    def reboot(self) -> None:
+        """Have Linux restart the machine, and wait until it is up again; the cards see a reset.
+
+        Raises:
+            GuestError: it does not come up.
+        """
+        self._restart(lambda: self._channel.tell("reboot"))
+
+    def reset(self) -> None:
+        """Press the reset button, and wait until Linux is up again.
+
+        Raises:
+            GuestError: it does not come up.
+        """
+        self._restart(lambda: self._monitor.execute("system_reset"))
+
+    def _restart(self, how: Callable[[], object]) -> None:
+        start = self._channel.starts + 1
+        how()
+        self._wait_until_ready(start)
+
+    # What the bus needs.
+
+    def add_card(self, slot: QemuSlot) -> None:
+        """Plug a card into the running guest; returns when it is enumerated."""
+        for device in machine.device_arguments(slot.number, slot.paths):
+            self._monitor.execute("device_add", **device)
+        self.wait_for_path(slot.sysfs)
+
+    def remove_card(self, slot: QemuSlot, timeout: float) -> None:
+        """Have the drivers let go of a card, and take it out."""
+        device = machine.device_id(slot.number, 0)
+        with self._monitor.expecting(
+            "DEVICE_DELETED", lambda data: data.get("device") == device
+        ) as deleted:
+            self._monitor.execute("device_del", id=device)
+            if not deleted.wait(timeout):
+                raise GuestError(
+                    f"the guest does not let go of the card in slot {slot.number} within "
+                    f"{timeout:g} s; the kernel log ends with:\n{self.log.tail()}"
+                )
