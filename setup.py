@@ -1,5 +1,5 @@
-"""What pyproject.toml cannot say: the kernel's recipe is part of the package, and with
-SOFTCARD_WHEEL_KERNEL=FOLDER in the environment a kernel that was built before is part of the wheel.
+"""What pyproject.toml cannot say: what is compiled; that the kernel's recipe is part of the package;
+and, with SOFTCARD_WHEEL_KERNEL=FOLDER in the environment, so is a kernel that was built before.
 """
 
 import json
@@ -8,7 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
-from setuptools import setup
+from Cython.Build import cythonize
+from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -64,16 +65,40 @@ class BuildWheel(bdist_wheel):
     def finalize_options(self) -> None:
         """See setuptools."""
         super().finalize_options()
-        self.root_is_pure = wheel_kernel() is None
+        if wheel_kernel() is not None:
+            self.root_is_pure = False
 
     def get_tag(self) -> tuple[str, str, str]:
-        """Any Python 3, and the C library that the kernel needs."""
+        """This Python, and the C library that the kernel needs and the extensions were built with,
+        whichever is newer."""
         kernel = wheel_kernel()
         if kernel is None:
             return super().get_tag()
-        versions = re.findall(rb"GLIBC_(\d+)\.(\d+)", (kernel / "linux").read_bytes())
-        major, minor = max((int(major), int(minor)) for major, minor in versions)
-        return "py3", "none", f"manylinux_{major}_{minor}_x86_64"
+        programs = [kernel / "linux", *Path(self.bdist_dir).glob("**/*.so")]
+        found = [re.findall(rb"GLIBC_(\d+)\.(\d+)", program.read_bytes()) for program in programs]
+        versions = [(int(major), int(minor)) for names in found for major, minor in names]
+        python, abi, _ = super().get_tag()
+        major, minor = max(versions)
+        return python, abi, f"manylinux_{major}_{minor}_x86_64"
 
 
-setup(cmdclass={"build_py": BuildPackage, "bdist_wheel": BuildWheel})
+def extensions() -> list[Extension]:
+    """Every Cython module. Where no C compiler is, the package works without."""
+    return cythonize(
+        [
+            Extension(
+                ".".join(source.relative_to("src").with_suffix("").parts),
+                [str(source)],
+                extra_compile_args=["-O2", "-fno-strict-aliasing"],
+                optional=True,
+            )
+            for source in Path("src").glob("**/*.pyx")
+        ],
+        build_dir="build/cython",
+    )
+
+
+setup(
+    cmdclass={"build_py": BuildPackage, "bdist_wheel": BuildWheel},
+    ext_modules=extensions(),
+)

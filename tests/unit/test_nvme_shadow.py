@@ -65,7 +65,9 @@ def driver() -> Iterator[ShadowDriver]:
 
 
 def polled(driver: ShadowDriver) -> bool:
-    return driver.card.controller.shadow.poll()
+    found = driver.card.controller.shadow.poll()
+    driver.slot.loop.run_deferred()
+    return found
 
 
 def test_a_sleeping_card_is_woken(driver: ShadowDriver) -> None:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from softcard.backend.file import FileStore
 from softcard.backend.ram import RamStore
@@ -15,6 +15,8 @@ from softcard.backend.store import BlockStore
 from softcard.cards.nvme.background import Background
 from softcard.cards.nvme.controller import Controller
 from softcard.cards.nvme.doorbells import Doorbells
+from softcard.cards.nvme.engine import Engine
+from softcard.cards.nvme.engines import ENGINES
 from softcard.cards.nvme.features import Features
 from softcard.cards.nvme.firmware import Firmware
 from softcard.cards.nvme.health import CriticalWarning
@@ -43,6 +45,7 @@ from softcard.cards.nvme.registers import (
 )
 from softcard.cards.nvme.saved import SavedState, describe
 from softcard.errors import DmaError, UsageError
+from softcard.model.bar import Memory
 from softcard.model.card import Card
 from softcard.model.link import ResetKind
 from softcard.model.options import Size
@@ -86,8 +89,12 @@ class Nvme(Card):
             it is left out.
         model: model number, at most 40 characters.
         shadow_doorbells: let the driver keep its doorbells in memory, which the card polls.
+        polled_doorbells: let the driver's side map the doorbell registers, where the bus can:
+            they are then plain memory, which the card polls. It looks a thousand times in a second
+            even while nothing happens. There are no shadow doorbells then.
 
     Attributes:
+        engine: the class of what runs I/O queues: the compiled one, where it was built.
         controller: the queues, counters and events behind the registers.
 
     Raises:
@@ -100,6 +107,8 @@ class Nvme(Card):
     interrupt_pin = 1
 
     bar0 = Registers
+
+    engine: ClassVar[type[Engine]] = ENGINES[0]
 
     power_management = PowerManagement()
     express = PciExpress()
@@ -119,6 +128,7 @@ class Nvme(Card):
         serial: str | None = None,
         model: str = "softcard NVMe",
         shadow_doorbells: bool = True,
+        polled_doorbells: bool = False,
     ) -> None:
         _check(block_size in (512, 4096), f"blocks of {block_size} bytes", "512 or 4096")
         _check(1 <= namespaces <= MAX_NAMESPACES, f"{namespaces} namespaces", "1 to 32")
@@ -147,7 +157,10 @@ class Nvme(Card):
         self._store = _open(file, size, block_size, read_only)
         self._state = None if file is None else SavedState(file)
         try:
-            self._build(identity, queues, queue_entries, max_transfer, shadow_doorbells)
+            self._build(
+                identity, queues, queue_entries, max_transfer,
+                shadow_doorbells=shadow_doorbells, polled_doorbells=polled_doorbells,
+            )  # fmt: skip
             self._enter_namespaces(namespaces, block_size, identity)
         except BaseException:
             # Whoever catches it keeps the card alive, and its file locked.
@@ -160,7 +173,9 @@ class Nvme(Card):
         queues: int,
         queue_entries: int,
         max_transfer: int,
+        *,
         shadow_doorbells: bool,
+        polled_doorbells: bool,
     ) -> None:
         """Make the controller and everything that answers admin commands."""
         registers = self.bars[0]
@@ -169,6 +184,9 @@ class Nvme(Card):
         capabilities = registers.capabilities
         capabilities.max_queue_entries = queue_entries - 1
         capabilities.reset = capabilities.value
+        page: Memory | None = None
+        if polled_doorbells:
+            (page,) = registers.add_memory([Memory(DOORBELLS, DOORBELLS_SIZE)])
         self._background = Background(self, self._store)
         self._namespaces = Namespaces(self._store)
         self.controller = controller = Controller(
@@ -177,7 +195,9 @@ class Nvme(Card):
             self._background,
             max_transfer=max_transfer,
             max_qid=queues,
+            engine=self.engine,
             shadow_doorbells=shadow_doorbells,
+            doorbell_page=page,
             fatal=self._fatal,
         )
         self._queues = QueueCommands(
@@ -200,7 +220,8 @@ class Nvme(Card):
             controller.shadow, NamespaceCommands(controller, self._features, self._saving),
         ):  # fmt: skip
             controller.admin_handlers.update(family.handlers)
-        registers.file.add_region("doorbells", DOORBELLS, DOORBELLS_SIZE, Doorbells(controller))
+        if page is None:
+            registers.file.add_region("doorbells", DOORBELLS, DOORBELLS_SIZE, Doorbells(controller))
         self._was_enabled = False
         self._was_notified = SHUTDOWN_NONE
         self._used_since_shutdown = False

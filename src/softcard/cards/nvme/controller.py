@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from softcard.cards.nvme.background import Background, Done
-from softcard.cards.nvme.command import DEFERRED, Command, Handler
+from softcard.cards.nvme.command import DEFERRED, ENTRY_SIZE, Command, Handler
 from softcard.cards.nvme.engine import UNIT, Engine
 from softcard.cards.nvme.events import ErrorLog, Event, Events
 from softcard.cards.nvme.health import Health
@@ -15,6 +15,7 @@ from softcard.cards.nvme.interrupts import QueueInterrupts
 from softcard.cards.nvme.io import IoCommands
 from softcard.cards.nvme.memory import HostMemory
 from softcard.cards.nvme.namespace import Namespaces
+from softcard.cards.nvme.polled import DoorbellPage
 from softcard.cards.nvme.queues import CompletionQueue, SubmissionQueue
 from softcard.cards.nvme.shadow import ShadowDoorbells
 from softcard.cards.nvme.status import (
@@ -25,6 +26,7 @@ from softcard.cards.nvme.status import (
     status_of_write_error,
 )
 from softcard.errors import DmaError
+from softcard.model.bar import Memory
 from softcard.model.function import Function
 
 log = logging.getLogger("softcard.card.nvme")
@@ -32,6 +34,9 @@ log = logging.getLogger("softcard.card.nvme")
 ADMIN = 0
 # Fused operations, and data pointers that are not PRPs.
 UNSUPPORTED_FLAGS = 0xC3
+
+Inspector = Callable[[Command], Status | None]
+"""Sees a command before it is executed: None lets it pass, a status completes it at once."""
 
 
 class Controller:
@@ -43,14 +48,16 @@ class Controller:
         background: where slow work goes.
         max_transfer: bytes that one command may move.
         max_qid: the highest identifier of a queue.
+        engine: what runs I/O queues.
         shadow_doorbells: whether the host may keep doorbells in its memory.
+        doorbell_page: the doorbell registers, where they are plain memory.
         fatal: called when the controller can no longer work: the host took away a queue's memory.
 
     Attributes:
         enabled: commands are processed.
         sqs, cqs: the queues by identifier.
         admin_handlers: by opcode; see `admin`.
-        errors, events, health, interrupts, io, memory, shadow: parts of it, see their files.
+        errors, events, health, interrupts, io, memory, page, shadow: parts of it, see their files.
     """
 
     def __init__(
@@ -61,7 +68,9 @@ class Controller:
         *,
         max_transfer: int,
         max_qid: int,
+        engine: type[Engine],
         shadow_doorbells: bool,
+        doorbell_page: Memory | None,
         fatal: Callable[[], object],
     ) -> None:
         self.enabled = False
@@ -75,19 +84,25 @@ class Controller:
         self.errors = ErrorLog()
         self.events = Events(self.complete, self.fail)
         self.interrupts = QueueInterrupts(function, self.cqs)
+        self.engine = engine(self.memory, namespaces, self.health, self, max_transfer=max_transfer)
+        self.page = (
+            None
+            if doorbell_page is None
+            else DoorbellPage(function, self, self.engine, self.interrupts, doorbell_page)
+        )
         self.shadow = ShadowDoorbells(
-            function, self, self.memory, self.interrupts,
-            max_qid=max_qid, allowed=shadow_doorbells,
+            function, self, self.engine, self.interrupts, self.memory,
+            max_qid=max_qid, allowed=shadow_doorbells and self.page is None,
         )  # fmt: skip
         self.io = IoCommands(
             self.memory, namespaces, self.health, background, self.finisher, max_transfer
         )
         self._function = function
         self._fatal = fatal
-        self._engine = Engine(self.memory, namespaces, self.health, self._execute_io)
+        self._inspector: Inspector | None = None
         self._pending: dict[tuple[int, int], Command] = {}
-        self._resuming: list[SubmissionQueue] = []
-        self._running = False
+        # In the order in which they were rung.
+        self._rung: dict[SubmissionQueue, None] = {}
 
     # Reset and enable.
 
@@ -103,25 +118,42 @@ class Controller:
         """
         dma = self._function.dma
         self.memory.start(page_size)
-        self.cqs[ADMIN] = CompletionQueue(dma, ADMIN, *cq, vector=0, interrupts=True)
-        self.sqs[ADMIN] = SubmissionQueue(dma, ADMIN, *sq, self.cqs[ADMIN])
+        engine = self.engine
+        self.cqs[ADMIN] = engine.completion_queue(dma, ADMIN, *cq, vector=0, interrupts=True)
+        self.sqs[ADMIN] = engine.submission_queue(dma, ADMIN, *sq, self.cqs[ADMIN])
         self.enabled = True
+        if self.page is not None:
+            self.page.start()
 
     def stop(self) -> None:
         """Reset: forget queues, commands, events and the host's memory (section 7.3.2)."""
         self.enabled = False
         self.shadow.stop()
+        if self.page is not None:
+            self.page.stop()
         self.interrupts.reset()
+        for sq in self.sqs.values():
+            sq.forget()
+        for cq in self.cqs.values():
+            cq.forget()
         self.sqs.clear()
         self.cqs.clear()
         self.events.reset()
         self.memory.drop()
+        self.engine.forget_all()
         self._pending.clear()
-        self._resuming.clear()
+        self._rung.clear()
+
+    def queues_changed(self) -> None:
+        """A submission queue was created or deleted."""
+        self.shadow.update()
+        if self.page is not None:
+            self.page.update()
 
     def memory_removed(self, address: int, size: int) -> None:
         """The bus takes memory away."""
         self.memory.removed(address, size)
+        self.engine.forget(address, size)
         in_use = list(self.shadow.memory)
         in_use += [(sq.address, sq.bytes) for sq in self.sqs.values()]
         in_use += [(cq.address, cq.bytes) for cq in self.cqs.values()]
@@ -149,7 +181,7 @@ class Controller:
             # The value may be older than what the host has stored in memory meanwhile.
             self.shadow.check(sq)
         elif sq.move_tail(tail):
-            self.run(sq)
+            self._ring(sq)
         else:
             self._doorbell_error(Event.INVALID_DOORBELL_VALUE)
 
@@ -174,12 +206,12 @@ class Controller:
             return
         self.interrupts.taken(cq.vector)
         self.settle(cq)
-        for sq in tuple(cq.users):
+        for sq in cq.users:
             if sq.waiting and cq.room:
-                self.run(sq)
+                self._ring(sq)
 
     def invalid_doorbell(self) -> None:
-        """A value in the shadow doorbells is impossible."""
+        """A value that the host stored in memory is impossible."""
         self._doorbell_error(Event.INVALID_DOORBELL_VALUE)
 
     def _doorbell_error(self, event: Event) -> None:
@@ -188,36 +220,80 @@ class Controller:
 
     # Running a queue.
 
+    def _ring(self, sq: SubmissionQueue) -> None:
+        """Run a queue when everything that the bus has at hand was looked at: a batch of doorbells
+        then runs each queue once."""
+        if not self._rung:
+            self._function.defer(self._run_rung)
+        self._rung[sq] = None
+
+    def _run_rung(self) -> None:
+        rung, self._rung = self._rung, {}
+        for sq in rung:
+            if self.sqs.get(sq.qid) is sq and sq.head != sq.tail:
+                self.run(sq)
+
     def run(self, sq: SubmissionQueue) -> None:
         """Process what the host has submitted, as far as there is room for the completions."""
         started = time.perf_counter()
-        self._running = True
+        self.engine.running = True
         try:
             sq.fetch()
-            more = self._engine.run(sq) if sq.qid else self._run_admin(sq)
+            more = self.engine.run(sq) if sq.qid else self._run_admin(sq)
         except DmaError as error:
             log.warning("the queue %d is no memory of the host any more: %s", sq.qid, error)
             self._fail_fatally()
             return
         finally:
-            self._running = False
+            self.engine.running = False
             self.health.busy += time.perf_counter() - started
+        self.ran(sq, more)
+
+    def ran(self, sq: SubmissionQueue, more: bool) -> None:
+        """See `Executor.ran`."""
         sq.waiting = sq.head != sq.tail
         self.settle(sq.cq)
         if sq.qid and ADMIN in self.cqs:
             self.settle(self.cqs[ADMIN])
         if more and self.enabled:
-            self._resume_later(sq)
+            self._ring(sq)
 
     def _run_admin(self, sq: SubmissionQueue) -> bool:
         while sq.head != sq.tail and sq.cq.room:
-            command = Command(sq.entries, sq.head * 64, ADMIN)
+            offset = sq.head * ENTRY_SIZE
             sq.head = (sq.head + 1) % sq.size
-            self._execute(sq, command, self.admin_handlers)
+            if not (self.engine.inspecting and self.inspect(sq, offset)):
+                self._execute(sq, Command(sq.entries, offset, ADMIN), self.admin_handlers)
         return False
 
-    def _execute_io(self, sq: SubmissionQueue, offset: int) -> int:
-        """See `Engine`."""
+    def inspect(self, sq: SubmissionQueue, offset: int) -> bool:
+        """See `Executor.inspect`."""
+        command = Command(sq.entries, offset, sq.qid)
+        try:
+            status = None if self._inspector is None else self._inspector(command)
+        except Exception as error:
+            self.fail(command, self._command_error(error))
+            return True
+        if status is None:
+            return False
+        if status is Status.SUCCESS:
+            sq.cq.post(sq, command.cid, 0, 0)
+        else:
+            self.fail(command, CommandError(status))
+        return True
+
+    @property
+    def inspector(self) -> Inspector | None:
+        """What is called with each command before it is executed."""
+        return self._inspector
+
+    @inspector.setter
+    def inspector(self, inspector: Inspector | None) -> None:
+        self._inspector = inspector
+        self.engine.inspecting = inspector is not None
+
+    def execute(self, sq: SubmissionQueue, offset: int) -> int:
+        """See `Executor.execute`."""
         health = self.health
         before = health.units_read + health.units_written
         self._execute(sq, Command(sq.entries, offset, sq.qid), self.io.handlers)
@@ -235,19 +311,6 @@ class Controller:
                 sq.cq.post(sq, command.cid, 0, result)
         except Exception as error:
             self.fail(command, self._command_error(error))
-
-    def _resume_later(self, sq: SubmissionQueue) -> None:
-        """Let register accesses and the other queues have their turn first."""
-        if not self._resuming:
-            self._function.after(0, self._resume)
-        if sq not in self._resuming:
-            self._resuming.append(sq)
-
-    def _resume(self) -> None:
-        queues, self._resuming = self._resuming, []
-        for sq in queues:
-            if self.sqs.get(sq.qid) is sq:
-                self.run(sq)
 
     # Completing commands.
 
@@ -278,7 +341,7 @@ class Controller:
         if sq is None or not self._may_write():
             return
         sq.cq.post(sq, command.cid, field, result)
-        if not self._running:
+        if not self.engine.running:
             self.settle(sq.cq)
 
     def _may_write(self) -> bool:

@@ -20,6 +20,7 @@ class HostMemory:
     same buffers over and over.
 
     Attributes:
+        dma: where it is found.
         pages: views of whole pages by their address, those looked up so far.
         page_size: bytes of a memory page (CC.MPS).
     """
@@ -28,13 +29,13 @@ class HostMemory:
         self.pages: dict[int, memoryview] = {}
         self.page_size = PAGE_SIZE_MIN
         self.shared = False
-        self._dma = dma
+        self.dma = dma
 
     def start(self, page_size: int) -> None:
         """The controller is enabled with this memory page size."""
         self.drop()
         self.page_size = page_size
-        self.shared = self._dma.shared
+        self.shared = self.dma.shared
 
     def drop(self) -> None:
         """Forget every page."""
@@ -58,7 +59,7 @@ class HostMemory:
             CommandError: a PRP entry is misaligned.
             DmaError: the buffer is not, as a whole, memory that the host allows.
         """
-        pages, size, dma = self.pages, self.page_size, self._dma
+        pages, size, dma = self.pages, self.page_size, self.dma
         found = []
         for address, part in self.segments(prp1, prp2, length):
             if part == size:
@@ -79,7 +80,7 @@ class HostMemory:
         Raises:
             CommandError, DmaError: see `views`.
         """
-        dma = self._dma
+        dma = self.dma
         return b"".join(dma.read(*segment) for segment in self.segments(prp1, prp2, length))
 
     def write(self, prp1: int, prp2: int, data: bytes | bytearray | memoryview) -> None:
@@ -90,7 +91,7 @@ class HostMemory:
         """
         rest = memoryview(data)
         for address, part in self.segments(prp1, prp2, len(rest)):
-            self._dma.write(address, rest[:part])
+            self.dma.write(address, rest[:part])
             rest = rest[part:]
 
     # Where they are.
@@ -131,7 +132,7 @@ class HostMemory:
             wanted = count - len(entries)
             chained = wanted > here
             taken = here if chained else wanted
-            raw = self._dma.read(address, taken * PRP_SIZE)
+            raw = self.dma.read(address, taken * PRP_SIZE)
             entries += struct.unpack(f"<{taken}Q", raw)
             # Only the first list may begin inside a page; so every further one holds entries of
             # its own, and a list that leads to itself comes to an end.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from softcard.backend.part import Extent, PartStore
 from softcard.backend.store import BlockStore
@@ -87,6 +87,7 @@ class Namespaces:
         capacity: bytes in all.
         by_id: the namespaces that exist, by identifier.
         ready: those whose blocks the host can access now.
+        changed: called when `ready`, or the format of one of those, has changed.
     """
 
     def __init__(self, whole: BlockStore) -> None:
@@ -94,6 +95,7 @@ class Namespaces:
         self.capacity = whole.size
         self.by_id: dict[int, Namespace] = {}
         self.ready: dict[int, Namespace] = {}
+        self.changed: Callable[[], object] = lambda: None
 
     @property
     def unallocated(self) -> int:
@@ -111,11 +113,12 @@ class Namespaces:
         self.update()
 
     def update(self) -> None:
-        """A namespace was attached, detached, or its format has begun or ended."""
+        """A namespace was attached, detached or formatted, or its format has begun or ended."""
         self.ready.clear()
         self.ready.update(
             (n.nsid, n) for n in self.by_id.values() if n.attached and not n.formatting
         )
+        self.changed()
 
     def allocate(self, size: int) -> PartStore | None:
         """Room for a namespace, from the first gaps; None where there is too little."""

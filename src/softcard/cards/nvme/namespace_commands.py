@@ -122,6 +122,7 @@ class NamespaceCommands:
             namespace.set_format(shift)
             if changed:
                 self._controller.events.namespace_changed(namespace.nsid)
+        self._namespaces.update()
 
     # Management.
 

@@ -74,7 +74,7 @@ class QueueCommands:
         )
         if command.dw11 >> 16 >= self._controller.interrupts.vectors:
             raise CommandError(Status.INVALID_INTERRUPT_VECTOR)
-        self._controller.cqs[qid] = CompletionQueue(
+        self._controller.cqs[qid] = self._controller.engine.completion_queue(
             self._dma, qid, command.prp1, entries,
             vector=command.dw11 >> 16, interrupts=bool(command.dw11 & INTERRUPTS_ENABLED),
         )  # fmt: skip
@@ -88,9 +88,9 @@ class QueueCommands:
         cq = self._controller.cqs.get(cqid)
         if cq is None:
             raise CommandError(Status.COMPLETION_QUEUE_INVALID)
-        sq = SubmissionQueue(self._dma, qid, command.prp1, entries, cq)
+        sq = self._controller.engine.submission_queue(self._dma, qid, command.prp1, entries, cq)
         self._controller.sqs[qid] = sq
-        self._controller.shadow.update()
+        self._controller.queues_changed()
         return 0
 
     def _new_queue(
@@ -121,9 +121,9 @@ class QueueCommands:
             raise CommandError(Status.INVALID_QUEUE_IDENTIFIER)
         controller.abort_pending(qid)
         del controller.sqs[qid]
-        sq.cq.users.discard(sq)
+        sq.forget()
         controller.settle(sq.cq)
-        controller.shadow.update()
+        controller.queues_changed()
         return 0
 
     def _delete_cq(self, command: Command) -> int:
@@ -134,6 +134,7 @@ class QueueCommands:
         if cq.users:
             raise CommandError(Status.INVALID_QUEUE_DELETION)
         del controller.cqs[qid]
+        cq.forget()
         controller.interrupts.taken(cq.vector)
         return 0
 

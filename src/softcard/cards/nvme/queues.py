@@ -12,7 +12,8 @@ PHASE = 1 << 48
 STATUS_SHIFT = 49
 CID_SHIFT = 32
 SQ_ID_SHIFT = 16
-MASK_64 = (1 << 64) - 1
+UNSEEN = -1
+_NOTHING = memoryview(b"")
 
 
 class SubmissionQueue:
@@ -27,7 +28,7 @@ class SubmissionQueue:
         head: next entry to be fetched.
         tail: the host's tail, as far as it is known.
         waiting: it stopped because its completion queue is full.
-        shadow_tail: what the shadow doorbell held when it was last looked at.
+        seen_tail: what a doorbell in memory held when it was last looked at, or `UNSEEN`.
     """
 
     def __init__(self, dma: Dma, qid: int, address: int, size: int, cq: CompletionQueue) -> None:
@@ -38,7 +39,7 @@ class SubmissionQueue:
         self.head = 0
         self.tail = 0
         self.waiting = False
-        self.shadow_tail: int | None = None
+        self.seen_tail = UNSEEN
         self._dma = dma
         self._shared = dma.shared
         self.entries = _ring(dma, address, size * ENTRY_SIZE)
@@ -48,6 +49,11 @@ class SubmissionQueue:
     def bytes(self) -> int:
         """Size of the ring."""
         return self.size * ENTRY_SIZE
+
+    def forget(self) -> None:
+        """The queue is gone: its memory is not used any more."""
+        self.entries = _NOTHING
+        self.cq.users.discard(self)
 
     def fetch(self) -> None:
         """Make the entries from head to tail available in `entries`.
@@ -96,7 +102,8 @@ class CompletionQueue:
         phase: `PHASE` or 0: what the host expects in the entry at the tail.
         users: the submission queues that complete here.
         fresh: there are completions that the host was not interrupted for.
-        shadow_head: what the shadow doorbell held when it was last looked at.
+        backlog: completions that wait for room: dword 0, and the second word without the phase.
+        seen_head: what a doorbell in memory held when it was last looked at, or `UNSEEN`.
     """
 
     def __init__(
@@ -112,22 +119,26 @@ class CompletionQueue:
         self.phase = PHASE
         self.users: set[SubmissionQueue] = set()
         self.fresh = False
-        self.shadow_head: int | None = None
+        self.backlog: deque[tuple[int, int]] = deque()
+        self.seen_head = UNSEEN
         self._dma = dma
         self._shared = dma.shared
         self._published = 0
         self.words = _ring(dma, address, size * COMPLETION_SIZE).cast("Q")
-        self._backlog: deque[tuple[int, int]] = deque()
 
     @property
     def bytes(self) -> int:
         """Size of the ring."""
         return self.size * COMPLETION_SIZE
 
+    def forget(self) -> None:
+        """The queue is gone: its memory is not used any more."""
+        self.words = _NOTHING.cast("Q")
+
     @property
     def room(self) -> int:
         """Entries that can be written before the host takes some; 0 while others wait."""
-        return 0 if self._backlog else (self.head - self.tail - 1) % self.size
+        return 0 if self.backlog else (self.head - self.tail - 1) % self.size
 
     @property
     def empty(self) -> bool:
@@ -144,11 +155,11 @@ class CompletionQueue:
             result: dword 0.
         """
         high = sq.head | sq.qid << SQ_ID_SHIFT | cid << CID_SHIFT | field << STATUS_SHIFT
-        self._backlog.append((result, high))
+        self.backlog.append((result, high))
         self._drain()
 
     def _drain(self) -> None:
-        backlog, words, size = self._backlog, self.words, self.size
+        backlog, words, size = self.backlog, self.words, self.size
         room = (self.head - self.tail - 1) % size
         while backlog and room:
             low, high = backlog.popleft()

@@ -1,4 +1,4 @@
-"""Doorbells in memory (NVMe 1.4, sections 5.7 and 7.13).
+"""Doorbells in the host's memory (NVMe 1.4, sections 5.7 and 7.13).
 
 The host stores its tails and heads in one page of its memory, and writes a doorbell register only
 where the value passes the index that the controller has stored in another. While the card's loop
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import platform
 import threading
-from typing import Protocol
 
 from softcard.cards.nvme.command import AdminOpcode, Command, Handler
+from softcard.cards.nvme.engine import Engine
 from softcard.cards.nvme.interrupts import QueueInterrupts
 from softcard.cards.nvme.memory import HostMemory
-from softcard.cards.nvme.queues import CompletionQueue, SubmissionQueue
+from softcard.cards.nvme.polled import PolledDoorbells, Queues
+from softcard.cards.nvme.queues import UNSEEN
 from softcard.cards.nvme.status import CommandError, Status
 from softcard.model.function import Function
 
@@ -25,31 +26,14 @@ STRONG_MACHINES = frozenset({"x86_64", "AMD64", "i686", "i386"})
 PAIR_SIZE = 8
 
 
-class Queues(Protocol):
-    """Whose doorbells these are."""
-
-    sqs: dict[int, SubmissionQueue]
-
-    def run(self, sq: SubmissionQueue) -> None:
-        """Process what the host has submitted."""
-
-    def take_head(self, cq: CompletionQueue, head: int) -> None:
-        """The host took completions."""
-
-    def invalid_doorbell(self) -> None:
-        """The host stored an impossible value."""
-
-
-class ShadowDoorbells:
+class ShadowDoorbells(PolledDoorbells):
     """Both pages of memory, and the poller that reads one of them.
 
     The admin queues have no part in it: their doorbells are registers always.
 
     Args:
-        function: the card.
-        queues: whose doorbells these are.
+        function, controller, engine, interrupts: see `PolledDoorbells`.
         memory: the host's memory.
-        interrupts: says whether a level is to be released when completions are taken.
         max_qid: the highest identifier of a queue.
         allowed: whether the host may use them at all.
 
@@ -61,23 +45,21 @@ class ShadowDoorbells:
     def __init__(
         self,
         function: Function,
-        queues: Queues,
-        memory: HostMemory,
+        controller: Queues,
+        engine: Engine,
         interrupts: QueueInterrupts,
+        memory: HostMemory,
         *,
         max_qid: int,
         allowed: bool,
     ) -> None:
+        super().__init__(function, controller, engine, interrupts)
         self.active = False
         self.memory: list[tuple[int, int]] = []
         self.handlers: dict[int, Handler] = {AdminOpcode.DOORBELL_BUFFER_CONFIG: self._configure}
-        self._function = function
-        self._queues = queues
         self._memory = memory
-        self._interrupts = interrupts
         self._length = (max_qid + 1) * PAIR_SIZE
         self._allowed = allowed and platform.machine() in STRONG_MACHINES
-        self._polled: tuple[SubmissionQueue, ...] = ()
         self._fence = threading.Lock()
         self._forget()
 
@@ -88,21 +70,21 @@ class ShadowDoorbells:
         return self._allowed and self._function.dma.shared and self._interrupts.messages
 
     def _forget(self) -> None:
-        self._values = self._events = memoryview(bytearray(self._length)).cast("I")
+        self.words = self._events = memoryview(bytearray(self._length)).cast("I")
         self.memory = []
-        self._polled = ()
+        self.queues = ()
 
     def _configure(self, command: Command) -> int:
         if not self.supported:
             raise CommandError(Status.INVALID_OPCODE)
         if (command.prp1 | command.prp2) & (self._memory.page_size - 1):
             raise CommandError(Status.INVALID_FIELD)
-        values, events = (
+        words, events = (
             self._function.dma.map(address, self._length).cast("I")
             for address in (command.prp1, command.prp2)
         )
         self.stop()
-        self._values, self._events = values, events
+        self.words, self._events = words, events
         self.memory = [(command.prp1, self._length), (command.prp2, self._length)]
         self.active = True
         self.update()
@@ -122,65 +104,25 @@ class ShadowDoorbells:
         time, and means nothing until it changes."""
         if not self.active:
             return
-        self._polled = tuple(sq for qid, sq in self._queues.sqs.items() if qid)
-        for sq in self._polled:
-            if sq.shadow_tail is None:
-                sq.shadow_tail = self._values[2 * sq.qid]
-            if sq.cq.shadow_head is None:
-                sq.cq.shadow_head = self._values[2 * sq.cq.qid + 1]
+        self.queues = tuple(sq for qid, sq in self._controller.sqs.items() if qid)
+        for sq in self.queues:
+            if sq.seen_tail == UNSEEN:
+                sq.seen_tail = self.words[2 * sq.qid]
+            if sq.cq.seen_head == UNSEEN:
+                sq.cq.seen_head = self.words[2 * sq.cq.qid + 1]
                 # Heads are looked at when they are needed: no register is to be written for them.
                 self._events[2 * sq.cq.qid + 1] = (sq.cq.head - 1) % sq.cq.size
-
-    # Looking.
-
-    def check(self, sq: SubmissionQueue) -> bool:
-        """Run a queue whose tail has moved; whether it has."""
-        tail = self._values[2 * sq.qid]
-        if tail == sq.shadow_tail:
-            return False
-        sq.shadow_tail = tail
-        self.check_head(sq.cq)
-        if sq.move_tail(tail):
-            self._queues.run(sq)
-        else:
-            self._queues.invalid_doorbell()
-        return True
-
-    def check_head(self, cq: CompletionQueue) -> bool:
-        """Take the head of a completion queue if it has moved; whether it has."""
-        head = self._values[2 * cq.qid + 1]
-        if head == cq.shadow_head:
-            return False
-        cq.shadow_head = head
-        self._queues.take_head(cq, head)
-        return True
-
-    # The loop's poller.
-
-    def poll(self) -> bool:
-        """See `Poller.poll`."""
-        if not self._function.dma.allowed:
-            return False
-        values, busy = self._values, False
-        heads = self._interrupts.raised
-        for sq in self._polled:
-            if values[2 * sq.qid] != sq.shadow_tail:
-                busy = self.check(sq)
-            elif (heads or sq.waiting) and self.check_head(sq.cq):
-                busy = True
-        return busy
 
     def arm(self) -> bool:
         """See `Poller.arm`."""
         if not self._function.dma.allowed:
             return False
         events = self._events
-        heads = self._interrupts.raised
-        for sq in self._polled:
-            if sq.shadow_tail is not None:
-                events[2 * sq.qid] = sq.shadow_tail
-            if (heads or sq.waiting) and sq.cq.shadow_head is not None:
-                events[2 * sq.cq.qid + 1] = sq.cq.shadow_head
+        heads = self.wants_heads
+        for sq in self.queues:
+            events[2 * sq.qid] = sq.seen_tail
+            if heads or sq.waiting:
+                events[2 * sq.cq.qid + 1] = sq.cq.seen_head
         with self._fence:
             pass
         return self.poll()
@@ -190,5 +132,5 @@ class ShadowDoorbells:
         if not self._function.dma.allowed:
             return
         events = self._events
-        for sq in self._polled:
+        for sq in self.queues:
             events[2 * sq.qid] = (sq.tail - 1) % sq.size

@@ -1,0 +1,3 @@
+from softcard.cards.nvme.engine import Engine
+
+class CompiledEngine(Engine): ...
