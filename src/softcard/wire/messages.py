@@ -85,7 +85,7 @@ class Messages:
     @property
     def waiting(self) -> bool:
         """Whether commands have come that nobody has taken."""
-        return bool(self._commands)
+        return bool(self._commands) or self._stream.holds_more
 
     def receive(self) -> bool:
         """Receive once, without waiting; whether anything came.

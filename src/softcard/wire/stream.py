@@ -83,6 +83,11 @@ class MessageStream:
                     raise HungUpError("the peer sends descriptors without end")
         return True
 
+    @property
+    def holds_more(self) -> bool:
+        """Whether something was received that nothing will announce any more."""
+        return False
+
     def wait(self, timeout: float | None) -> bool:
         """Wait until something can be received; whether it can."""
         poll = select.poll()
@@ -135,17 +140,19 @@ class MessageStream:
             try:
                 while True:
                     try:
-                        if fds:
-                            sent, fds = socket.send_fds(self._socket, [rest], list(fds)), ()
-                        else:
-                            sent = self._socket.send(rest)
+                        sent = self._send_some(rest, fds)
                         if sent == len(rest):
                             return
-                        rest = memoryview(rest)[sent:]
+                        rest, fds = memoryview(rest)[sent:], ()
                     except BlockingIOError:
                         self._wait_writable(receive_up_to)
             except OSError as error:
                 raise HungUpError(error.strerror) from None
+
+    def _send_some(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
+        if fds:
+            return socket.send_fds(self._socket, [data], list(fds))
+        return self._socket.send(data)
 
     def _wait_writable(self, receive_up_to: int) -> None:
         deadline = time.monotonic() + SEND_TIMEOUT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import socket
 import struct
 import threading
 from collections import deque
@@ -40,7 +39,7 @@ class Connection:
     """Serves a client until it hangs up or breaks the protocol.
 
     Args:
-        sock: the accepted socket.
+        stream: the connection.
         function: what is served.
         port: the function's upstream half.
         layout: the function's regions and interrupts.
@@ -50,7 +49,7 @@ class Connection:
 
     def __init__(
         self,
-        sock: socket.socket,
+        stream: MessageStream,
         function: Downstream,
         port: Port,
         layout: Layout,
@@ -58,15 +57,13 @@ class Connection:
         closed: Callable[[Connection], object],
     ) -> None:
         self.function = function
-        self.passes_fds = sock.family == socket.AF_UNIX
+        self._passes_fds = stream.passes_fds
         self._port = port
         self._layout = layout
         self._loop = loop
         self._closed = closed
         self._ended = False
-        self._messages = Messages(
-            MessageStream(sock), MAX_MESSAGE, lambda: loop.call_soon_threadsafe(_nothing)
-        )
+        self._messages = Messages(stream, MAX_MESSAGE, lambda: loop.call_soon_threadsafe(_nothing))
         self._interrupts: Interrupts | None = None
         self._features = Features(function, port.log)
         self._handlers: dict[int, Handler] = {
@@ -193,7 +190,7 @@ class Connection:
                 answer = self._version(payload)
             elif command == Command.DEVICE_GET_REGION_INFO:
                 answer, fd = self._region_info(payload)
-                reply_fds = [] if fd is None or not self.passes_fds else [fd]
+                reply_fds = [] if fd is None else [fd]
             else:
                 handler = self._handlers.get(command)
                 if handler is None:
@@ -290,7 +287,8 @@ class Connection:
 
     def _region_info(self, payload: bytes) -> tuple[bytes, int | None]:
         room = _room(payload, wire.REGION_INFO)
-        return region_info(self._layout, self._region(payload, 8), room)
+        shared = self._layout.shared if self._passes_fds else {}
+        return region_info(self._layout.sizes, shared, self._region(payload, 8), room)
 
     def _region_io_fds(self, payload: bytes, fds: list[int]) -> bytes:
         _room(payload, wire.REGION_IO_FDS)

@@ -3,7 +3,7 @@ function's own configuration space."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from softcard.model.link import Downstream, SharedRange
@@ -99,16 +99,19 @@ def _capabilities(function: Downstream) -> dict[int, int]:
     return found
 
 
-def region_info(layout: Layout, index: int, room: int) -> tuple[bytes, int | None]:
+def region_info(
+    sizes: Sequence[int], shared: Mapping[int, list[SharedRange]], index: int, room: int
+) -> tuple[bytes, int | None]:
     """The reply to DEVICE_GET_REGION_INFO, and the descriptor that goes with it.
 
     Args:
-        layout: the function's.
+        sizes: bytes of each region.
+        shared: what the client can map, by region.
         index: the region.
         room: bytes of the reply that the client takes; where that is too little, it gets the
             first part, which says how much it must ask for.
     """
-    size, flags, areas = layout.sizes[index], 0, layout.shared.get(index, [])
+    size, flags, areas = sizes[index], 0, shared.get(index, [])
     if size:
         flags = wire.REGION_READABLE | wire.REGION_WRITABLE
     capability = b""

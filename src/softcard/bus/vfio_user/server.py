@@ -1,11 +1,10 @@
-"""Serves one card at UNIX sockets, one for each function, to one client after the other."""
+"""Serves one card, each function at an address of its own, to one client after the other."""
 
 from __future__ import annotations
 
 import logging
 import os
 import select
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +12,16 @@ from pathlib import Path
 from softcard.bus.vfio_user.connection import Connection
 from softcard.bus.vfio_user.layout import Layout, layout_of
 from softcard.bus.vfio_user.port import FEATURES, Port
-from softcard.errors import UsageError
 from softcard.model.card import Card
 from softcard.model.link import ResetKind
 from softcard.model.loop import CardLoop
+from softcard.wire.address import Address, UnixAddress
+from softcard.wire.listener import Listener, listen
+from softcard.wire.stream import MessageStream
+from softcard.wire.tls import Credentials
 
 log = logging.getLogger("softcard.bus.vfio_user")
 
-MAX_SOCKET_PATH = 107
 # QEMU gives up after 5 s.
 COMPLETION_TIMEOUT = 4.0
 WATCH_STEPS = 4
@@ -28,37 +29,41 @@ STOP_TIMEOUT = 5.0
 
 
 class VfioUserServer:
-    """Listens at `path` and serves `card` on a thread of its own until `stop`.
+    """Listens at `address` and serves `card` on a thread of its own until `stop`.
 
     The card is plugged in when a client connects to any of its functions, with a power-on reset,
     and unplugged when the last client has gone.
 
     Args:
         card: the card; the server is its slot.
-        path: the socket of function 0, at most 107 bytes; that of function n is `path`.n.
+        address: where function 0 is served; a socket's path of at most 107 bytes, or a network
+            address. Function n is at the path with `.n` behind it, or at the n-th port after it.
+        credentials: for an address with `tls`.
         completion_timeout: seconds that a register read may take before the client gets all-ones
             and an error is logged; 0 for no limit, as for a debugger.
         changed: called with True when the card is plugged in, with False when it is unplugged.
 
     Attributes:
         card: the card.
-        paths: the sockets, by function.
+        addresses: by function.
 
     Raises:
         PlugError: the card is in a slot already, or asks for what this bus cannot do.
-        UsageError: a socket cannot be made.
+        UsageError: nobody can listen there.
     """
 
     def __init__(
         self,
         card: Card,
-        path: Path,
+        address: Path | Address,
         *,
+        credentials: Credentials | None = None,
         completion_timeout: float = COMPLETION_TIMEOUT,
         changed: Callable[[bool], None] = lambda connected: None,
     ) -> None:
         self.card = card
-        self.paths: list[Path] = []
+        first = UnixAddress(address) if isinstance(address, Path) else address
+        self.addresses = [first.of_function(number) for number in range(len(card.functions))]
         self._timeout = completion_timeout
         self._changed = changed
         self._loop: CardLoop | None = None
@@ -68,12 +73,10 @@ class VfioUserServer:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         card.enter_slot(FEATURES)
-        self._listeners: list[socket.socket] = []
+        self._listeners: list[Listener] = []
         try:
-            for number in range(len(card.functions)):
-                where = path.with_name(f"{path.name}.{number}") if number else path
-                self._listeners.append(listen(where))
-                self.paths.append(where)
+            for where in self.addresses:
+                self._listeners.append(listen(where, credentials))
         except BaseException:
             self._close_listeners()
             card.leave_slot()
@@ -84,6 +87,11 @@ class VfioUserServer:
         self._thread.start()
         if completion_timeout:
             threading.Thread(target=self._watch, name=f"{name} watch", daemon=True).start()
+
+    @property
+    def paths(self) -> list[Path]:
+        """The sockets, by function; none on a network."""
+        return [where.path for where in self.addresses if isinstance(where, UnixAddress)]
 
     def hang_up(self) -> None:
         """End all connections, as when the card is pulled; the next one may come at once."""
@@ -111,9 +119,8 @@ class VfioUserServer:
                 )  # fmt: skip
 
     def _close_listeners(self) -> None:
-        for listener, path in zip(self._listeners, self.paths, strict=False):
+        for listener in self._listeners:
             listener.close()
-            path.unlink(missing_ok=True)
 
     def _serve_all(self) -> None:
         poll = select.poll()
@@ -122,8 +129,10 @@ class VfioUserServer:
         try:
             while not self._stopping.is_set():
                 poll.poll()
-                if not self._stopping.is_set():
-                    self._serve_plugged()
+                for number, listener in enumerate(self._listeners):
+                    stream = None if self._stopping.is_set() else listener.accept()
+                    if stream is not None:
+                        self._serve_plugged(number, stream)
         finally:
             self._close_listeners()
             with self._lock:
@@ -132,8 +141,8 @@ class VfioUserServer:
                 os.close(self._wake_write)
             self.card.leave_slot()
 
-    def _serve_plugged(self) -> None:
-        """Serve from the first client's coming to the last one's going."""
+    def _serve_plugged(self, number: int, stream: MessageStream) -> None:
+        """Serve from the first client's coming, to function `number`, to the last one's going."""
         card = self.card
         loop = CardLoop()
         loop.set_exception_handler(self._report)
@@ -147,12 +156,11 @@ class VfioUserServer:
             if self._stopping.is_set():
                 loop.call_soon(loop.stop)
         try:
-            for number, listener in enumerate(self._listeners):
-                loop.add_reader(listener, self._accept, number)
-                self._accept(number)
+            for other, listener in enumerate(self._listeners):
+                loop.add_reader(listener.fileno(), self._accept, other)
+            self._connect(number, stream)
             self._changed(True)
-            if self._connections or self._stopping.is_set():
-                loop.run_forever()
+            loop.run_forever()
         except Exception:
             log.exception("serving %s has failed", type(card).__name__)
         finally:
@@ -164,29 +172,29 @@ class VfioUserServer:
                 loop.remove_port(connection)
                 connection.close()
             for listener in self._listeners:
-                loop.remove_reader(listener)
+                loop.remove_reader(listener.fileno())
             card.unplugged()
             loop.shut_down()
             self._changed(False)
 
     def _accept(self, number: int) -> None:
         """Take the next client of a function that has none."""
+        stream = self._listeners[number].accept()
+        if stream is not None:
+            self._connect(number, stream)
+
+    def _connect(self, number: int, stream: MessageStream) -> None:
         loop = self._loop
-        if number in self._connections or loop is None:
-            return
-        try:
-            sock, _ = self._listeners[number].accept()
-        except BlockingIOError:
-            return
+        assert loop is not None
         function = self.card.functions[number].link
         connection = Connection(
-            sock, function, self._ports[number], self._layouts[number], loop,
+            stream, function, self._ports[number], self._layouts[number], loop,
             lambda connection: self._gone(number, connection),
         )  # fmt: skip
         with self._lock:
             self._connections[number] = connection
         # The next one waits until this one has gone.
-        loop.remove_reader(self._listeners[number])
+        loop.remove_reader(self._listeners[number].fileno())
         loop.add_port(connection)
 
     def _gone(self, number: int, connection: Connection) -> None:
@@ -201,7 +209,7 @@ class VfioUserServer:
             return
         # Another function is still in use; this one starts anew with its next client.
         connection.function.reset(ResetKind.HOT)
-        loop.add_reader(self._listeners[number], self._accept, number)
+        loop.add_reader(self._listeners[number].fileno(), self._accept, number)
 
     def _report(self, _loop: object, context: dict[str, object]) -> None:
         error = context.get("exception")
@@ -230,44 +238,3 @@ class VfioUserServer:
                         "completion timeout: %s has not answered a read for %g s; the driver gets "
                         "all-ones", type(self.card).__name__, self._timeout,
                     )  # fmt: skip
-
-
-def listen(path: Path) -> socket.socket:
-    """A listening UNIX socket at `path`, in place of one that nobody serves any more.
-
-    Raises:
-        UsageError: it cannot be made.
-    """
-    length = len(os.fsencode(path))
-    if length > MAX_SOCKET_PATH:
-        raise UsageError(
-            f"socket path {path} is too long: {length} bytes, at most {MAX_SOCKET_PATH} are "
-            "possible; choose a shorter one, or set TMPDIR to a shorter folder"
-        )
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        if path.is_socket() and not _alive(path):
-            path.unlink()
-        listener.bind(str(path))
-        listener.listen(1)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if path.exists():
-            raise UsageError(
-                f"socket {path} is in use by another process: choose another path"
-            ) from None
-        raise UsageError(f"cannot make socket {path}: {error.strerror}") from None
-    return listener
-
-
-def _alive(path: Path) -> bool:
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        probe.connect(str(path))
-    except OSError:
-        return False
-    else:
-        return True
-    finally:
-        probe.close()
