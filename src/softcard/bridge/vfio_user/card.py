@@ -103,4 +103,8 @@ class VfioUserCard(Card):
     def leave_slot(self) -> None:
         """See `Card.leave_slot`; the server is free for others."""
         super().leave_slot()
+        self.close()
+
+    def close(self) -> None:
+        """End the connection of a card that is not plugged in."""
         self.remote.close()

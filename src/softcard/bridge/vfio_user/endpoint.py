@@ -97,8 +97,8 @@ class RemoteEndpoint(Endpoint):
     def disconnect(self) -> None:
         """See `Downstream.disconnect`."""
         super().disconnect()
-        for address, size in list(self._mapped):
-            self._unmap(address, size)
+        while self._mapped:
+            self._unmap(*self._mapped[-1])
         self._remote.attempt(lambda client: self._wires.off())
         self._part()
         self._upstream = self._remote.plugged = None
@@ -185,6 +185,7 @@ class RemoteEndpoint(Endpoint):
         self._remote.write_config(offset, size, value)
         if self._starts_flr(offset, size, value):
             self._reset_here(ResetKind.FLR)
+        self.poll()
         self._settle()
 
     def _starts_flr(self, offset: int, size: int, value: int) -> bool:
