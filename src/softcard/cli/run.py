@@ -103,8 +103,9 @@ run = make_command(
     """Plug CARD into an embedded Linux and do something there.
 
     CARD is a Python file (printer.py, or printer.py:Printer where it has several), a card that is
-    shipped (softcard cards lists them), or uml:SOCKET for one that softcard serve serves. It has
-    options of its own: softcard run nvme --help shows them.
+    shipped (softcard cards lists them), uml:SOCKET for one that softcard serve serves, or
+    vfio-user:SOCKET for one of any vfio-user server. It has options of its own: softcard run nvme
+    --help shows them.
 
     \b
     softcard run printer.py --shell

@@ -19,10 +19,11 @@ from typing import Protocol
 
 import softcard.cards
 from softcard.cli.errors import CardCodeError
-from softcard.errors import DeclarationError, UsageError
+from softcard.errors import DeclarationError, PlugError, UsageError
 from softcard.model.card import Card
 
 PACKAGE = Path(softcard.__file__).parent
+VFIO_USER = "vfio-user:"
 
 
 class Source(Protocol):
@@ -59,6 +60,29 @@ class Shipped:
 
 
 @dataclass(frozen=True)
+class Served:
+    """A card that a vfio-user server serves at `address`."""
+
+    name: str
+    address: str
+    file: None = None
+
+    def load(self) -> type[Card]:
+        """See `Source`; making the card connects."""
+        from softcard.bridge.vfio_user import VfioUserCard
+
+        address = self.address
+
+        class ServedCard(VfioUserCard):
+            """A card that a vfio-user server serves."""
+
+            def __init__(self) -> None:
+                super().__init__(address)
+
+        return ServedCard
+
+
+@dataclass(frozen=True)
 class CardFile:
     """A card in a Python file; `class_name` is None where it is the only one there."""
 
@@ -90,11 +114,16 @@ class CardFile:
 
 
 def find(name: str) -> Source:
-    """What the user named: `FILE`, `FILE:CLASS` or a shipped card.
+    """What the user named: `FILE`, `FILE:CLASS`, `vfio-user:SOCKET` or a shipped card.
 
     Raises:
         UsageError: there is nothing of this name.
     """
+    if name.startswith(VFIO_USER):
+        address = name.removeprefix(VFIO_USER)
+        if not address:
+            raise UsageError(f"{name} names no socket: write {VFIO_USER}/path/to/socket")
+        return Served(name, address)
     path, colon, class_name = name.rpartition(":")
     if not colon:
         path, class_name = name, ""
@@ -120,7 +149,7 @@ def shipped_names() -> list[str]:
 
 class user_code:  # noqa: N801 - used as a statement
     """Runs code of the card's author: a wrong declaration is told with its line, any other
-    exception becomes a `CardCodeError`."""
+    exception becomes a `CardCodeError`, unless it says that the card is not to be had."""
 
     def __init__(self, file: Path | None) -> None:
         self.file = file
@@ -133,7 +162,7 @@ class user_code:  # noqa: N801 - used as a statement
             where = _line_in(self.file, error)
             if where is not None:
                 raise DeclarationError(f"{self.file.name}, line {where}: {error}") from None
-        if isinstance(error, Exception) and not isinstance(error, UsageError):
+        if isinstance(error, Exception) and not isinstance(error, UsageError | PlugError):
             raise CardCodeError(str(error)) from error
 
 
