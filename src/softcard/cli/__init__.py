@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "Plug a card into an embedded Linux, and run a command or a shell there.",
     "demo": "Watch a card work: nvme (the default), edu or printer.",
     "serve": "Serve a card at a socket, for a softcard run in another process.",
+    "certificates": "Make what a card needs to be served over a network.",
     "cards": "List the cards that are shipped, with their options.",
     "doctor": "Check what this machine can run, and how to mend what is missing.",
     "kernel": "Build the embedded Linux, and modules for it.",
