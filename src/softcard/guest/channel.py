@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import queue
 import socket
@@ -140,7 +140,7 @@ class Channel:
         if gone:
             conversation.close()
             raise GuestError(self._why_gone())
-        conversation.send(kind, json.dumps(request).encode())
+        conversation.send(kind, marshal.dumps(dict(request)))
         return conversation
 
     def send(self, kind: int, ident: int, payload: bytes, life: int) -> None:
@@ -277,7 +277,7 @@ class Process:
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell its terminal a new size."""
-        self._conversation.send(frames.RESIZE, json.dumps([rows, columns]).encode())
+        self._conversation.send(frames.RESIZE, marshal.dumps([rows, columns]))
 
     def kill(self, number: int) -> None:
         """Send a signal to it and its children."""

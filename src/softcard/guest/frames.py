@@ -18,7 +18,7 @@ MAX_PAYLOAD = 1 << 20
 # What the host may have on its way: a terminal line in the guest loses what does not fit its 4 KiB.
 WINDOW = 3072
 
-# Host to agent; the payload of the first three is JSON.
+# Host to agent; the payload of the first three is marshalled: it is one Python at both ends.
 RUN, CALL, RESIZE = 1, 2, 3
 INPUT, END_OF_INPUT, SIGNAL = 4, 5, 6
 # Agent to host.

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 # An emulated processor takes four seconds, on a machine with nothing else to do.
 BOOT_TIMEOUT = 120.0
 END_TIMEOUT = 10.0
-PROCESSORS = 2
 GREETING_BYTES = 16
 PANIC = "---[ end Kernel panic"
 # Nothing here is to be protected from the guest's own programs, nor are there any to be confined.
@@ -83,7 +82,6 @@ class QemuGuest(Guest):
             *machine.machine_arguments(
                 accelerator=self.accelerator,
                 memory=self.bus.memory,
-                processors=PROCESSORS,
                 kernel=self.kernel.bootable,
                 initramfs=archive,
                 command_line=self._command_line(),

@@ -15,7 +15,6 @@ CHANNEL = "/dev/vport0p1"
 """The agent's channel, as the guest names it."""
 
 CLIENT = "vfio-user-pci"
-# Refused, so that a machine without a screen gets no adapter for one either.
 MACHINE = "q35,memory-backend=memory,usb=off,smbus=off,sata=off,vmport=off,i8042=off"
 
 
@@ -24,18 +23,19 @@ class Accelerator:
     """How the guest's processor comes about.
 
     Attributes:
-        arguments: QEMU's words for it.
         name: what people call it.
+        arguments: QEMU's words for it.
+        processors: how many the guest gets.
     """
 
     name: str
     arguments: tuple[str, ...]
+    processors: int
 
 
-# Without the processor's newer features the kernel has less of its own code to rewrite at boot.
-TCG = Accelerator("TCG", ("-accel", "tcg,thread=multi", "-cpu", "max"))
-KVM = Accelerator("KVM", ("-accel", "kvm", "-cpu", "host"))
-"""Every processor feature that there is."""
+# A second processor makes an emulated guest slower: it has to lock, and so does QEMU.
+TCG = Accelerator("TCG", ("-accel", "tcg", "-cpu", "max"), 1)
+KVM = Accelerator("KVM", ("-accel", "kvm", "-cpu", "host"), 2)
 
 
 def device_arguments(slot: int, paths: Sequence[Path]) -> list[dict[str, object]]:
@@ -74,7 +74,6 @@ def machine_arguments(
     *,
     accelerator: Accelerator,
     memory: int,
-    processors: int,
     kernel: Path,
     initramfs: Path,
     command_line: str,
@@ -87,7 +86,6 @@ def machine_arguments(
     Args:
         accelerator: how the processor comes about.
         memory: bytes.
-        processors: how many.
         kernel, initramfs: files.
         command_line: the kernel's.
         channel, monitor: inherited descriptors of connected sockets.
@@ -95,7 +93,7 @@ def machine_arguments(
     """
     arguments = [
         "-nodefaults", "-no-user-config", "-display", "none",
-        "-M", MACHINE, *accelerator.arguments, "-smp", str(processors),
+        "-M", MACHINE, *accelerator.arguments, "-smp", str(accelerator.processors),
         # Shared, so that cards reach it by themselves.
         "-object", f"memory-backend-memfd,id=memory,size={memory},share=on",
         "-m", f"{memory}B",
