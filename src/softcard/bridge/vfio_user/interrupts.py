@@ -19,7 +19,7 @@ log = logging.getLogger("softcard.bridge")
 # first unmasked.
 WIRED_AT_ONCE = 64
 # Each time that a vector is signalled is a message, as long as a server does not overdo it.
-REPEATED = 64
+REPEATED = 1024
 SET = wire.DATA_EVENTFD | wire.ACTION_TRIGGER
 OFF = wire.DATA_NONE | wire.ACTION_TRIGGER
 UNMASK = wire.DATA_NONE | wire.ACTION_UNMASK
