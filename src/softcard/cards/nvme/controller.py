@@ -239,6 +239,8 @@ class Controller:
         self.engine.running = True
         try:
             sq.fetch()
+            if sq.qid and not self.memory.shared:
+                self.memory.ahead.prepare(self.io.transfers(sq))
             more = self.engine.run(sq) if sq.qid else self._run_admin(sq)
         except DmaError as error:
             log.warning("the queue %d is no memory of the host any more: %s", sq.qid, error)
@@ -246,6 +248,7 @@ class Controller:
             return
         finally:
             self.engine.running = False
+            self.memory.ahead.forget()
             self.health.busy += time.perf_counter() - started
         self.ran(sq, more)
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from softcard.backend.store import Buffer
+from softcard.cards.nvme.ahead import Transfer
 from softcard.cards.nvme.background import Background, Done
-from softcard.cards.nvme.command import DEFERRED, Command, Deferred, Handler, IoOpcode
+from softcard.cards.nvme.command import DEFERRED, ENTRY_SIZE, Command, Deferred, Handler, IoOpcode
 from softcard.cards.nvme.engine import UNIT
 from softcard.cards.nvme.health import Health
 from softcard.cards.nvme.memory import HostMemory
 from softcard.cards.nvme.namespace import Namespace, Namespaces
+from softcard.cards.nvme.queues import SubmissionQueue
 from softcard.cards.nvme.status import CommandError, Status, status_of_write_error
 
 FORCE_UNIT_ACCESS = 1 << 30
 DEALLOCATE = 1 << 25
 DIRECTIVE_TYPE = 0xF << 20
 DSM_DEALLOCATE = 1 << 2
+MOVES_DATA = frozenset({IoOpcode.READ, IoOpcode.WRITE, IoOpcode.COMPARE})
 VERIFY_PIECE = 1 << 20
 _RANGE = struct.Struct("<4xIQ")
 
@@ -65,6 +68,20 @@ class IoCommands:
         self._background = background
         self._finisher = finisher
         self._max_transfer = max_transfer
+
+    def transfers(self, sq: SubmissionQueue) -> Iterator[Transfer]:
+        """The data buffers of the commands that have come, as far as they can be told by now."""
+        head = sq.head
+        while head != sq.tail:
+            command = Command(sq.entries, head * ENTRY_SIZE, sq.qid)
+            head = (head + 1) % sq.size
+            namespace = self._namespaces.ready.get(command.nsid)
+            if namespace is None or command.opcode not in MOVES_DATA:
+                continue
+            length = command.blocks << namespace.shift
+            if length <= self._max_transfer:
+                reads = command.opcode != IoOpcode.READ
+                yield Transfer(command.prp1, command.prp2, length, reads)
 
     # Commands that move data.
 

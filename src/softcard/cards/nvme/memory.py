@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
+from softcard.cards.nvme.ahead import ReadAhead
 from softcard.cards.nvme.registers import PAGE_SIZE_MIN
 from softcard.cards.nvme.status import CommandError, Status
 from softcard.model.dma import Dma
@@ -23,12 +25,14 @@ class HostMemory:
         dma: where it is found.
         pages: views of whole pages by their address, those looked up so far.
         page_size: bytes of a memory page (CC.MPS).
+        ahead: what was read before it is needed, where the bus shares no memory.
     """
 
     def __init__(self, dma: Dma) -> None:
         self.pages: dict[int, memoryview] = {}
         self.page_size = PAGE_SIZE_MIN
         self.shared = False
+        self.ahead = ReadAhead(self)
         self.dma = dma
 
     def start(self, page_size: int) -> None:
@@ -40,6 +44,7 @@ class HostMemory:
     def drop(self) -> None:
         """Forget every page."""
         self.pages.clear()
+        self.ahead.forget()
 
     def removed(self, address: int, size: int) -> None:
         """The bus takes this memory away."""
@@ -80,8 +85,10 @@ class HostMemory:
         Raises:
             CommandError, DmaError: see `views`.
         """
-        dma = self.dma
-        return b"".join(dma.read(*segment) for segment in self.segments(prp1, prp2, length))
+        data = self.ahead.data(prp1, prp2, length)
+        if data is None:
+            data = b"".join(self.dma.read_many(self.segments(prp1, prp2, length)))
+        return data
 
     def write(self, prp1: int, prp2: int, data: bytes | bytearray | memoryview) -> None:
         """Copy a command's data to the host.
@@ -90,9 +97,11 @@ class HostMemory:
             CommandError, DmaError: see `views`.
         """
         rest = memoryview(data)
-        for address, part in self.segments(prp1, prp2, len(rest)):
-            self.dma.write(address, rest[:part])
+        pieces = []
+        for address, part in joined(self.segments(prp1, prp2, len(rest))):
+            pieces.append((address, rest[:part]))
             rest = rest[part:]
+        self.dma.write_many(pieces)
 
     # Where they are.
 
@@ -132,7 +141,7 @@ class HostMemory:
             wanted = count - len(entries)
             chained = wanted > here
             taken = here if chained else wanted
-            raw = self.dma.read(address, taken * PRP_SIZE)
+            raw = self.ahead.read(address, taken * PRP_SIZE)
             entries += struct.unpack(f"<{taken}Q", raw)
             # Only the first list may begin inside a page; so every further one holds entries of
             # its own, and a list that leads to itself comes to an end.
@@ -141,3 +150,14 @@ class HostMemory:
             if not chained:
                 return entries
             address = entries.pop()
+
+
+def joined(segments: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same memory, with segments that follow one another made into one."""
+    runs: list[tuple[int, int]] = []
+    for address, length in segments:
+        if runs and runs[-1][0] + runs[-1][1] == address:
+            runs[-1] = (runs[-1][0], runs[-1][1] + length)
+        else:
+            runs.append((address, length))
+    return runs

@@ -182,11 +182,15 @@ class CompletionQueue:
         """
         if self._shared:
             return
+        writes: list[tuple[int, bytes]] = []
         while self._published != self.tail:
             at = self._published << 1
-            for word in (at, at + 1):
-                self._dma.write(self.address + word * 8, self.words[word].to_bytes(8, "little"))
+            writes += [
+                (self.address + word * 8, self.words[word].to_bytes(8, "little"))
+                for word in (at, at + 1)
+            ]
             self._published = (self._published + 1) % self.size
+        self._dma.write_many(writes)
 
     def move_head(self, head: int) -> bool:
         """The host's new head; whether it is possible: inside the ring, and not past the tail."""
