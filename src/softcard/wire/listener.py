@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
 import ssl
 import threading
 from collections import deque
+from pathlib import Path
 from typing import Protocol
 
 from softcard.errors import UsageError
@@ -68,6 +70,9 @@ class PlainListener:
     def __init__(self, sock: socket.socket, address: Address) -> None:
         self._socket = sock
         self._address = address
+        # With none left a client could be neither taken nor sent away, and would be announced
+        # again and again.
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def fileno(self) -> int:
         """See `Listener.fileno`."""
@@ -77,15 +82,27 @@ class PlainListener:
         """See `Listener.accept`."""
         try:
             sock, _ = self._socket.accept()
-        except OSError:
-            return None  # it has gone again, or descriptors are short
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._send_away()
+            return None
         if not isinstance(self._address, UnixAddress):
             tune(sock)
         return MessageStream(sock)
 
+    def _send_away(self) -> None:
+        log.error("a client at %s is sent away: too many files are open", self._address)
+        os.close(self._spare)
+        try:
+            self._socket.accept()[0].close()
+        except OSError:
+            pass  # it has gone by itself
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
     def close(self) -> None:
         """See `Listener.close`."""
         self._socket.close()
+        os.close(self._spare)
         if isinstance(self._address, UnixAddress):
             self._address.path.unlink(missing_ok=True)
 
@@ -184,28 +201,43 @@ def _listen_unix(address: UnixAddress) -> socket.socket:
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        if path.is_socket() and not _alive(path):
-            path.unlink()
-        listener.bind(str(path))
+        if not _bind(listener, path):
+            _remove_dead(path)
+            listener.bind(str(path))
         listener.listen(1)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
-        if path.exists():
-            raise UsageError(
-                f"socket {path} is in use by another process: choose another path"
-            ) from None
         raise UsageError(f"cannot make socket {path}: {error.strerror}") from None
+    except UsageError:
+        listener.close()
+        raise
     return listener
 
 
-def _alive(path: object) -> bool:
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _bind(listener: socket.socket, path: Path) -> bool:
+    """Whether nothing was in the way."""
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove a socket that nobody listens at any more."""
+    if not path.is_socket():
+        raise UsageError(f"{path} exists and is no socket: choose another path, or remove it")
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         probe.connect(str(path))
+    except ConnectionRefusedError:
+        path.unlink()
+        return
     except OSError:
-        return False
-    else:
-        return True
+        pass  # it takes nobody else just now
     finally:
         probe.close()
+    raise UsageError(f"socket {path} is in use by another process: choose another path")

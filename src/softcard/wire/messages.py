@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import select
+import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from softcard.wire.stream import HungUpError, MessageStream
 from softcard.wire.vfio_user import (
@@ -24,9 +25,14 @@ from softcard.wire.vfio_user import (
 )
 
 REPLY_TIMEOUT = 5.0
-SHARED_WAIT = 0.005
 AT_ONCE = 64
 IDS = 1 << 16
+# What may wait for an owner that is busy, in bytes; a message and a descriptor cost some more.
+MAX_QUEUED = 64 << 20
+MESSAGE_COST, FD_COST = 128, 64 << 10
+# Requests that a peer may leave unanswered.
+MAX_ABANDONED = 1024
+MAX_ERRNO = 4095
 
 
 class Message(NamedTuple):
@@ -43,6 +49,8 @@ class Messages:
     """Splits a stream into commands, which the owner takes one by one, and replies, which go to
     those who wait for them.
 
+    Of several threads that wait for replies one receives for all; the owner does so as well.
+
     Args:
         stream: the connection.
         max_size: bytes of the longest message that the peer may send.
@@ -55,12 +63,22 @@ class Messages:
         self._stream = stream
         self._max_size = max_size
         self._queued = queued
+        # How much of what the stream holds was parsed; not 0 only while there may be more.
         self._at = 0
         self._lock = threading.Lock()
         self._commands: deque[Message] = deque()
+        self._cost = 0
         self._replies: dict[int, bytes | OSError | None] = {}
+        self._abandoned: set[int] = set()
         self._next = 0
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._closed = False
+        self._replied = threading.Condition(self._lock)
+        self._waiting = 0
+        self._receiving = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(stream.fileno(), select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
 
     def fileno(self) -> int:
         """The socket."""
@@ -71,30 +89,60 @@ class Messages:
         self._stream.hang_up()
 
     def close(self) -> None:
-        """Free all resources."""
+        """End the connection and free all resources, once the threads that wait have seen it."""
+        self._stream.hang_up()
         with self._lock:
+            if self._closed:
+                return
+            self._closed = True
             for message in self._commands:
                 close_all(message.fds)
             self._commands.clear()
-            self._stream.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self._replied.notify_all()
+            if not self._waiting:
+                self._free()
+
+    def _free(self) -> None:
+        self._stream.close()
+        os.close(self._wake)
 
     # The owner's part.
 
     @property
     def waiting(self) -> bool:
-        """Whether commands have come that nobody has taken."""
-        return bool(self._commands) or self._stream.holds_more
+        """Whether something has been received that nobody has taken."""
+        return bool(self._commands or self._at) or self._stream.holds_more
 
     def receive(self) -> bool:
-        """Receive once, without waiting; whether anything came.
+        """Receive once, without waiting; whether there is anything to take.
 
         Raises:
             HungUpError: the peer has closed the connection.
         """
         with self._lock:
-            return self._stream.receive()
+            # What was not parsed yet may fill the buffer.
+            return bool(self._at) or self._receive()
+
+    def _receive(self) -> bool:
+        if self._closed:
+            raise HungUpError("the connection was closed")
+        return self._stream.receive()
+
+    def take_alone(self, form: struct.Struct) -> tuple[Any, ...] | None:
+        """The fields of a command, header included, that came alone: it has the form's size, wants
+        a reply, and brought no descriptors. None where something else has come.
+        """
+        stream = self._stream
+        if stream.length != form.size:
+            return None
+        with self._lock:
+            if stream.length != form.size or self._at or self._commands or stream.has_fds:
+                return None
+            fields = form.unpack_from(stream.buffer)
+            if fields[2] != form.size or fields[3] != COMMAND:
+                return None
+            stream.length = 0
+            return fields
 
     def take(self) -> Message | None:
         """The next command that has come as a whole.
@@ -103,10 +151,44 @@ class Messages:
             FormatError: the peer does not speak the protocol; the connection must end.
         """
         with self._lock:
-            message = self._commands.popleft() if self._commands else self._parse()
-        if self._replies:
-            self._wake_waiting()
-        return message
+            if not self._commands:
+                return self._parse()
+            message = self._commands.popleft()
+            self._cost -= _cost(message)
+            return message
+
+    def take_if(self, wanted: Callable[[Message], bool]) -> list[Message]:
+        """All commands that are wanted, wherever they stand; the others stay in their order.
+
+        For a thread that takes the owner's place while that is busy.
+
+        Raises:
+            HungUpError, FormatError: as `receive` and `take`.
+        """
+        with self._lock:
+            while self._cost < MAX_QUEUED // 2 and (self._at or self._receive()):
+                self._queue()
+            found = [message for message in self._commands if wanted(message)]
+            for message in found:
+                self._commands.remove(message)
+                self._cost -= _cost(message)
+            return found
+
+    def _queue(self) -> bool:
+        """Parse all that has come, for the owner to take; whether there were commands."""
+        came = False
+        try:
+            while (message := self._parse()) is not None:
+                self._commands.append(message)
+                self._cost += _cost(message)
+                came = True
+            if self._cost >= MAX_QUEUED:
+                raise FormatError("the peer sends commands without end, and no reply")
+        except FormatError:
+            # The owner is to hear of it as well.
+            self._stream.hang_up()
+            raise
+        return came
 
     def _parse(self) -> Message | None:
         stream, at = self._stream, self._at
@@ -127,12 +209,23 @@ class Messages:
             if kind == COMMAND:
                 return Message(ident, command, flags, payload, fds)
             close_all(fds)
-            if kind != REPLY or ident not in self._replies:
-                raise FormatError(f"message {ident} with flags {flags:#x} replies to nothing")
-            self._replies[ident] = OSError(error, os.strerror(error)) if flags & ERROR else payload
+            if kind != REPLY:
+                raise FormatError(f"message {ident} with flags {flags:#x} is of no known type")
+            self._answered(ident, _refusal(error) if flags & ERROR else payload)
         stream.consume(at)
         self._at = 0
         return None
+
+    def _answered(self, ident: int, reply: bytes | OSError) -> None:
+        if ident in self._abandoned:
+            self._abandoned.discard(ident)
+            return
+        if self._replies.get(ident, reply) is not None:
+            raise FormatError(f"message {ident} replies to nothing")
+        self._replies[ident] = reply
+        self._replied.notify_all()
+        if self._receiving:
+            os.eventfd_write(self._wake, 1)
 
     def reply(self, message: Message, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Answer a command, if its sender wants that."""
@@ -167,7 +260,7 @@ class Messages:
             )
         )
 
-    def request(self, command: int, payload: bytes, fds: Sequence[int] = ()) -> bytes:
+    def request(self, command: int, payload: bytes) -> bytes:
         """Send a command and wait for its reply; commands that come meanwhile wait.
 
         Raises:
@@ -175,12 +268,7 @@ class Messages:
             HungUpError: the connection has ended.
             FormatError: the peer does not speak the protocol.
         """
-        ident = self._begin(command, payload, fds)
-        try:
-            return self._await(ident)
-        finally:
-            with self._lock:
-                del self._replies[ident]
+        return self.request_all(command, [payload])[0]
 
     def request_all(self, command: int, payloads: Sequence[bytes]) -> list[bytes]:
         """Send many commands of a kind before waiting for the first reply; see `request`."""
@@ -189,81 +277,90 @@ class Messages:
         try:
             for payload in payloads:
                 if len(idents) == AT_ONCE:
-                    found.append(self._await(idents[0]))
-                    self._forget(idents.popleft())
-                idents.append(self._begin(command, payload, ()))
+                    found.append(self._await(idents.popleft()))
+                idents.append(self._begin(command, payload))
             while idents:
-                found.append(self._await(idents[0]))
-                self._forget(idents.popleft())
+                found.append(self._await(idents.popleft()))
         finally:
-            # One has failed: the replies to the others are still to come, and mean nothing.
-            for ident in list(idents):
-                try:
-                    self._await(ident)
-                except (OSError, HungUpError, FormatError):
-                    pass
-                self._forget(ident)
+            # One has failed: what the others bring means nothing.
+            for ident in idents:
+                self._end(ident)
         return found
 
-    def _forget(self, ident: int) -> None:
+    def _begin(self, command: int, payload: bytes) -> int:
         with self._lock:
-            self._replies.pop(ident, None)
-
-    def _begin(self, command: int, payload: bytes, fds: Sequence[int]) -> int:
-        with self._lock:
+            if len(self._abandoned) >= MAX_ABANDONED:
+                raise OSError(errno.ETIMEDOUT, "the peer has stopped answering")
             ident = self._next
-            while ident in self._replies:
+            while ident in self._replies or ident in self._abandoned:
                 ident = (ident + 1) % IDS
             self._next = (ident + 1) % IDS
             self._replies[ident] = None
         size = HEADER_SIZE + len(payload)
         try:
-            self._stream.send(HEADER.pack(ident, command, size, COMMAND, 0) + payload, fds)
+            self._stream.send(HEADER.pack(ident, command, size, COMMAND, 0) + payload)
         except BaseException:
-            self._forget(ident)
+            self._end(ident)
             raise
         return ident
 
+    def _end(self, ident: int) -> None:
+        """Nobody waits for this reply any more; it may come yet."""
+        with self._lock:
+            self._forget(ident)
+
+    def _forget(self, ident: int) -> None:
+        if self._replies.pop(ident) is None:
+            self._abandoned.add(ident)
+
     def _await(self, ident: int) -> bytes:
         deadline = time.monotonic() + REPLY_TIMEOUT
-        while True:
-            with self._lock:
-                before = len(self._commands)
-                while (message := self._parse()) is not None:
-                    self._commands.append(message)
-                came = len(self._commands) > before
-                reply = self._replies[ident]
-                received = reply is None and self._stream.receive()
-                alone = len(self._replies) == 1
-            if came:
-                self._queued()
-            if isinstance(reply, OSError):
-                raise reply
-            if reply is not None:
-                return reply
-            if not received:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise OSError(errno.ETIMEDOUT, f"no reply for {REPLY_TIMEOUT:g} s")
-                # Of several that wait, the wrong one may be woken.
-                self._wait(left if alone else min(left, SHARED_WAIT))
-
-    def _wait(self, timeout: float) -> None:
-        """Wait for data, or for another thread to have received the reply."""
-        poll = select.poll()
-        poll.register(self._stream.fileno(), select.POLLIN)
-        poll.register(self._wake_read, select.POLLIN)
-        if any(fd == self._wake_read for fd, _ in poll.poll(timeout * 1000)):
+        with self._lock:
+            self._waiting += 1
             try:
-                os.read(self._wake_read, 64)
-            except BlockingIOError:
-                pass  # another thread was quicker
+                while (reply := self._replies[ident]) is None:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise OSError(errno.ETIMEDOUT, f"no reply for {REPLY_TIMEOUT:g} s")
+                    if self._receiving:
+                        self._replied.wait(left)
+                    elif not (self._at or self._receive()):
+                        self._wait_for_data(left)
+                    elif self._queue():
+                        self._queued()
+            finally:
+                self._forget(ident)
+                self._waiting -= 1
+                if self._closed and not self._waiting:
+                    self._free()
+                # Another one is to receive now.
+                self._replied.notify()
+        if isinstance(reply, OSError):
+            raise reply
+        return reply
 
-    def _wake_waiting(self) -> None:
+    def _wait_for_data(self, seconds: float) -> None:
+        """Wait without the lock until something may be received, or another thread has done so."""
+        self._receiving = True
+        self._lock.release()
         try:
-            os.write(self._wake_write, b"x")
+            self._poll.poll(seconds * 1000)
+        finally:
+            self._lock.acquire()
+            self._receiving = False
+        try:
+            os.eventfd_read(self._wake)
         except BlockingIOError:
-            pass  # it is full of wake-ups
+            pass  # there is data
+
+
+def _cost(message: Message) -> int:
+    return len(message.payload) + MESSAGE_COST + FD_COST * len(message.fds)
+
+
+def _refusal(error: int) -> OSError:
+    error = error if 0 < error <= MAX_ERRNO else errno.EIO
+    return OSError(error, os.strerror(error))
 
 
 def close_all(fds: Sequence[int]) -> None:

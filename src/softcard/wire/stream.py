@@ -62,7 +62,7 @@ class MessageStream:
             HungUpError: the peer has closed the connection, or sends descriptors in great number.
         """
         try:
-            count, ancillary, _, _ = self._socket.recvmsg_into(
+            count, ancillary, flags, _ = self._socket.recvmsg_into(
                 [self.view[self.length :]] if self.length else [self.buffer],
                 _ANCILLARY,
                 socket.MSG_CMSG_CLOEXEC,
@@ -81,6 +81,11 @@ class MessageStream:
                 self.has_fds = True
                 if sum(len(held) for _, held in self._fds) > MAX_HELD_FDS:
                     raise HungUpError("the peer sends descriptors without end")
+            if flags & socket.MSG_CTRUNC:
+                raise HungUpError(
+                    f"descriptors were lost: it sent more than {MAX_FDS}, or too many files are "
+                    "open in this process"
+                )
         return True
 
     @property
@@ -177,10 +182,16 @@ class MessageStream:
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody has taken."""
-        for _, fds in self._fds:
-            for fd in fds:
-                os.close(fd)
-        self._fds.clear()
+        self.hang_up()
+        # Its number may be another file's at once: nobody may be about to send.
+        with self._send_lock:
+            for _, fds in self._fds:
+                for fd in fds:
+                    os.close(fd)
+            self._fds.clear()
+            self._close_socket()
+
+    def _close_socket(self) -> None:
         self._socket.close()
 
 

@@ -114,10 +114,9 @@ class TlsStream(MessageStream):
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             raise BlockingIOError from None
 
-    def close(self) -> None:
-        """See `MessageStream.close`."""
+    def _close_socket(self) -> None:
         with self._tls_lock:
-            super().close()
+            super()._close_socket()
 
 
 def tune(sock: socket.socket) -> None:

@@ -6,8 +6,8 @@ import errno
 import logging
 import struct
 import threading
-from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from softcard.bus.vfio_user import memory
 from softcard.bus.vfio_user.features import Features
@@ -25,14 +25,20 @@ log = logging.getLogger("softcard.bus.vfio_user")
 
 MAX_MESSAGE = wire.HEADER_SIZE + wire.ACCESS.size + wire.DEFAULT_TRANSFER + 4096
 AT_ONCE = 1024
-# A REGION_READ's reply, header included, and the same for a write's.
-ACCESS_REPLY = struct.Struct("<HHIIIQII")
-REGION_READ, REGION_WRITE = int(Command.REGION_READ), int(Command.REGION_WRITE)
+REGION_READ = int(Command.REGION_READ)
 BARS = 6
 ACCESS_SIZE = wire.ACCESS.size
-READ_REPLY_SIZE = ACCESS_REPLY.size
+# A REGION_READ, header included, and its replies by the size of the register.
+READ = struct.Struct("<HHIIIQII")
+READ_SIZE = READ.size
+READ_REPLIES = {
+    size: struct.Struct(f"{READ.format}{code}")
+    for size, code in zip((1, 2, 4, 8), "BHIQ", strict=True)
+}
 
 Handler = Callable[[bytes, list[int]], bytes]
+# The fields of a READ: ident, command, size, flags, error, offset, region, count.
+Read = tuple[Any, ...]
 
 
 class Connection:
@@ -63,7 +69,7 @@ class Connection:
         self._loop = loop
         self._closed = closed
         self._ended = False
-        self._messages = Messages(stream, MAX_MESSAGE, lambda: loop.call_soon_threadsafe(_nothing))
+        self._messages = Messages(stream, MAX_MESSAGE, self._wake)
         self._interrupts: Interrupts | None = None
         self._features = Features(function, port.log)
         self._handlers: dict[int, Handler] = {
@@ -82,8 +88,7 @@ class Connection:
             Command.MIG_DATA_WRITE: self._features.write_data,
         }
         # What the card is working on; see `time_out`.
-        self._serving: list[Message] = []
-        self._backlog: deque[Message] = deque()
+        self._serving: list[Message | Read] = []
         self._stuck = False
         self._stuck_lock = threading.Lock()
         self.served = 0
@@ -105,8 +110,6 @@ class Connection:
             self.function.vectors_wired([])
         for region in self._port.memory.regions:
             self._remove(region)
-        for message in self._backlog:
-            close_all(message.fds)
         self._messages.close()
 
     # The loop's port.
@@ -117,10 +120,14 @@ class Connection:
         if self._ended:
             return False
         try:
-            if not (messages.receive() or messages.waiting or self._backlog):
+            if not (messages.receive() or messages.waiting):
                 return False
+            read = messages.take_alone(READ)
+            if read is not None:
+                self._serve_read(read)
+                return True
             for _ in range(AT_ONCE):
-                message = self._backlog.popleft() if self._backlog else messages.take()
+                message = messages.take()
                 if message is None:
                     break
                 self._serve(message)
@@ -136,7 +143,7 @@ class Connection:
 
     def arm(self) -> bool:
         """See `Poller.arm`."""
-        return self._messages.waiting or bool(self._backlog)
+        return self._messages.waiting
 
     def disarm(self) -> None:
         """See `Poller.disarm`."""
@@ -145,42 +152,49 @@ class Connection:
         """See `Port.receive`."""
         self.poll()
 
+    def _wake(self) -> None:
+        """Another thread has received commands."""
+        try:
+            self._loop.call_soon_threadsafe(_nothing)
+        except RuntimeError:
+            pass  # the loop is closed: nobody serves commands any more
+
     def _end(self) -> None:
         if not self._ended:
             self._ended = True
             self._closed(self)
 
-    def _serve(self, message: Message) -> None:
-        ident, command, flags, payload, fds = message
-        serving = self._serving
+    def _serve_read(self, read: Read) -> None:
+        """What came alone and looks like a register read: all that is slow about it left out."""
+        ident, command, _, _, _, offset, region, count = read
+        if (
+            command != REGION_READ
+            or region >= BARS
+            or count not in READ_REPLIES
+            or offset + count > self._layout.sizes[region]
+            or self._interrupts is None
+        ):
+            self._serve(_as_message(read))
+            return
         self.served += 1
-        serving.append(message)
-        if command == REGION_READ and len(payload) == ACCESS_SIZE and self._interrupts:
-            offset, region, count = wire.ACCESS.unpack(payload)
-            if (
-                region < BARS
-                and 0 < count <= 8
-                and offset + count <= self._layout.sizes[region]
-                and not fds
-                and not flags
-            ):
-                value = self.function.read(region, offset, count)
-                try:
-                    serving.pop()
-                except IndexError:
-                    self._answered_meanwhile()
-                    return
-                self._messages.send(
-                    ACCESS_REPLY.pack(
-                        ident, command, READ_REPLY_SIZE + count, 1, 0, offset, region, count
-                    )
-                    + value.to_bytes(count, "little")
-                )
+        serving = self._serving
+        serving.append(read)
+        value = self.function.read(region, offset, count)
+        try:
+            serving.pop()
+        except IndexError:
+            if not self._unanswered():
                 return
-        self._serve_rare(message)
+        self._messages.send(
+            READ_REPLIES[count].pack(
+                ident, command, READ_SIZE + count, wire.REPLY, 0, offset, region, count, value
+            )
+        )
 
-    def _serve_rare(self, message: Message) -> None:
-        """Everything but a register read; the descriptors are closed where there is an error."""
+    def _serve(self, message: Message) -> None:
+        """Any message; the descriptors are closed where there is an error."""
+        self.served += 1
+        self._serving.append(message)
         _, command, _, payload, fds = message
         error, answer, reply_fds = 0, b"", []
         try:
@@ -198,22 +212,22 @@ class Connection:
                 if fds and command not in (Command.DMA_MAP, Command.DEVICE_SET_IRQS):
                     raise OSError(errno.EINVAL, f"descriptors came with command {command}")
                 answer = handler(payload, fds)
-        except FormatError:
-            close_all(fds)
-            raise
         except struct.error as wrong:
             error = errno.EINVAL
             log.info("command %d of %d bytes: %s", command, len(payload), wrong)
         except OSError as refused:
             error = refused.errno or errno.EIO
             log.info("command %d is refused: %s", command, refused.strerror)
+        except BaseException:
+            close_all(fds)
+            raise
         if error:
             close_all(fds)
         try:
             self._serving.pop()
         except IndexError:
-            self._answered_meanwhile()
-            return
+            if not self._unanswered():
+                return
         if error:
             self._messages.reply_error(message, error)
         else:
@@ -241,7 +255,9 @@ class Connection:
         )
         answer = wire.pack_version(wire.MAJOR, min(minor, wire.MINOR), ours)
         # QEMU has no room for a reply that is longer than its request.
-        return answer if len(answer) <= len(payload) else wire.pack_version(wire.MAJOR, minor, {})
+        if len(answer) > len(payload):
+            answer = wire.pack_version(wire.MAJOR, min(minor, wire.MINOR), {})
+        return answer if len(answer) <= len(payload) else answer[: wire.VERSION.size]
 
     # Memory.
 
@@ -261,7 +277,8 @@ class Connection:
         return b""
 
     def _dma_unmap(self, payload: bytes, fds: list[int]) -> bytes:
-        _, flags, address, size = wire.DMA_UNMAP.unpack(payload[: wire.DMA_UNMAP.size])
+        payload = payload[: wire.DMA_UNMAP.size]
+        _, flags, address, size = wire.DMA_UNMAP.unpack(payload)
         if flags:
             raise OSError(errno.EINVAL, f"DMA_UNMAP with flags {flags:#x}")
         region = self._port.memory.find(address, size)
@@ -415,36 +432,48 @@ class Connection:
     def time_out(self) -> int:
         """Answer every read that waits with all-ones; how many there were.
 
-        What comes behind a message that the card does not finish keeps waiting, in order.
+        What else comes behind a message that the card does not finish keeps waiting, in order.
         """
-        answered = 0
         with self._stuck_lock:
+            reads = []
             try:
-                if not self._stuck:
-                    message = self._serving[0]
-                    if not _is_read(message):
-                        return 0
-                    self._serving.pop()
+                serving = self._serving.pop()
+                if not isinstance(serving, Message):
+                    serving = _as_message(serving)
+                if _is_read(serving):
                     self._stuck = True
-                    answered += self._answer_all_ones(message)
-                while self._messages.receive():
-                    while (following := self._messages.take()) is not None:
-                        if _is_read(following):
-                            answered += self._answer_all_ones(following)
-                        else:
-                            self._backlog.append(following)
-            except (IndexError, HungUpError, FormatError):
-                pass  # the card has just returned, or the loop will hear of it
-        return answered
+                    reads.append(serving)
+                else:
+                    self._serving.append(serving)
+            except IndexError:
+                if not self._stuck:
+                    return 0  # the card has just returned
+            try:
+                reads += self._messages.take_if(_is_read)
+                for read in reads:
+                    self._answer_all_ones(read)
+            except (HungUpError, FormatError):
+                pass  # the loop will hear of it
+        return len(reads)
 
-    def _answered_meanwhile(self) -> None:
+    def _unanswered(self) -> bool:
+        """The card has returned, and `time_out` has the message in hand: is it still to be
+        answered?"""
         with self._stuck_lock:
             self._stuck = False
+            return bool(self._serving) and bool(self._serving.pop())
 
-    def _answer_all_ones(self, message: Message) -> int:
+    def _answer_all_ones(self, message: Message) -> None:
         _, _, count = wire.ACCESS.unpack(message.payload)
-        self._messages.reply(message, message.payload + b"\xff" * min(count, wire.DEFAULT_TRANSFER))
-        return 1
+        if count > wire.DEFAULT_TRANSFER:
+            self._messages.reply_error(message, errno.EINVAL)
+        else:
+            self._messages.reply(message, message.payload + b"\xff" * count)
+
+
+def _as_message(read: Read) -> Message:
+    ident, command, _, flags, _, *access = read
+    return Message(ident, command, flags, wire.ACCESS.pack(*access), [])
 
 
 def _is_read(message: Message) -> bool:
@@ -453,7 +482,7 @@ def _is_read(message: Message) -> bool:
 
 def _room(payload: bytes, form: struct.Struct) -> int:
     """The size that the reply may have at most, which every query begins with."""
-    if len(payload) != form.size:
+    if len(payload) < form.size:
         raise OSError(errno.EINVAL, f"a query of {len(payload)} bytes, not {form.size}")
     room = int.from_bytes(payload[:4], "little")
     if room < form.size:

@@ -85,8 +85,9 @@ class VfioUserServer:
         name = f"card {type(card).__name__}"
         self._thread = threading.Thread(target=self._serve_all, name=name, daemon=True)
         self._thread.start()
+        self._watcher = threading.Thread(target=self._watch, name=f"{name} watch", daemon=True)
         if completion_timeout:
-            threading.Thread(target=self._watch, name=f"{name} watch", daemon=True).start()
+            self._watcher.start()
 
     @property
     def paths(self) -> list[Path]:
@@ -117,6 +118,8 @@ class VfioUserServer:
                     "a handler of %s has not returned for %g s: its thread is left behind",
                     type(self.card).__name__, STOP_TIMEOUT,
                 )  # fmt: skip
+            if self._timeout:
+                self._watcher.join(STOP_TIMEOUT)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
@@ -148,14 +151,14 @@ class VfioUserServer:
         loop.set_exception_handler(self._report)
         self._ports = [Port(logs_writes=f.link.migratable) for f in card.functions]
         card.plugged(loop, self._ports)
-        for function in card.functions:
-            function.link.reset(ResetKind.POWER_ON)
-        self._layouts = [layout_of(function.link) for function in card.functions]
-        with self._lock:
-            self._loop = loop
-            if self._stopping.is_set():
-                loop.call_soon(loop.stop)
         try:
+            for function in card.functions:
+                function.link.reset(ResetKind.POWER_ON)
+            self._layouts = [layout_of(function.link) for function in card.functions]
+            with self._lock:
+                self._loop = loop
+                if self._stopping.is_set():
+                    loop.call_soon(loop.stop)
             for other, listener in enumerate(self._listeners):
                 loop.add_reader(listener.fileno(), self._accept, other)
             self._connect(number, stream)
@@ -163,6 +166,8 @@ class VfioUserServer:
             loop.run_forever()
         except Exception:
             log.exception("serving %s has failed", type(card).__name__)
+            if number not in self._connections:
+                stream.close()
         finally:
             with self._lock:
                 self._loop = None
