@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 
 from softcard.errors import DmaError
@@ -32,7 +32,11 @@ class Dma:
 
     def removed(self, address: int, size: int) -> None:
         """The bus has taken memory away."""
-        self._ranges = [r for r in self._ranges if r[0] >= address + size or sum(r) <= address]
+        ranges = self._ranges
+        first, last = bisect_left(ranges, (address, 0)), bisect_left(ranges, (address + size, 0))
+        if first and sum(ranges[first - 1]) > address:
+            first -= 1
+        self._ranges = ranges[:first] + ranges[last:]
 
     def enable(self, enabled: bool) -> None:
         """Follow the bus master enable bit."""

@@ -6,12 +6,16 @@ import ctypes
 import mmap
 import os
 
+from softcard.model.faults import replace, survive_faults
+
 
 class Mapping:
     """`size` bytes at `offset` of the file `fd`, which is not needed any more afterwards.
 
     Attributes:
         view: the memory.
+        lost: the file did not keep what it promised, as when its owner has cut it short; the
+            memory is private since, and was empty.
 
     Raises:
         ValueError: the file does not hold what was promised, or `offset` is inside a page.
@@ -26,6 +30,10 @@ class Mapping:
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self._mmap = mmap.mmap(fd, size, prot=access, offset=offset)
         self.view = memoryview(self._mmap)
+        self.address = _address(self._mmap)
+        self.size = size
+        self.lost = False
+        survive_faults().add(self)
 
     def revoke(self) -> None:
         """Take the memory away, from those who still hold views of it as well: what they read and
@@ -34,25 +42,18 @@ class Mapping:
         try:
             self._mmap.close()
         except BufferError:
-            _replace(self._mmap)
+            # Views are left: the addresses stay theirs.
+            if not replace(self.address, self.size):
+                raise OSError("memory that was taken away cannot be unmapped") from None
+        survive_faults().remove(self)
 
 
-def _replace(mapped: mmap.mmap) -> None:
-    """Put empty private memory in the place of a mapping that is in use."""
-    holder = ctypes.py_object(mapped)
-    buffer = _Buffer()
+def _address(mapped: mmap.mmap) -> int:
+    holder, buffer = ctypes.py_object(mapped), _Buffer()
     ctypes.pythonapi.PyObject_GetBuffer(holder, ctypes.byref(buffer), 0)
-    address, size = buffer.buf, buffer.len
+    address = int(buffer.buf)
     ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
-    if libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != address:
-        raise OSError(ctypes.get_errno(), "memory that was taken away cannot be unmapped")
-
-
-MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000
+    return address
 
 
 class _Buffer(ctypes.Structure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from softcard.errors import DmaError
@@ -37,6 +37,7 @@ class ClientMemory:
     def __init__(self) -> None:
         # Replaced as a whole, for other threads look addresses up meanwhile.
         self._table: tuple[list[int], list[Region]] = ([], [])
+        self._mapped = self._unmapped = 0
         self.shared = True
 
     def add(
@@ -73,6 +74,7 @@ class ClientMemory:
         file = None if fd is None else (fd, offset)
         region = Region(address, size, readable, writable, mapping, file)
         self._set([*regions[:at], region, *regions[at:]])
+        self._count(region, 1)
 
     def find(self, address: int, size: int) -> Region:
         """The region that was added with exactly these numbers.
@@ -88,7 +90,10 @@ class ClientMemory:
 
     def remove(self, region: Region) -> None:
         """A region disappears, from views of it as well."""
-        self._set([other for other in self._table[1] if other is not region])
+        starts, regions = self._table
+        at = bisect_left(starts, region.address)
+        self._set(regions[:at] + regions[at + 1 :])
+        self._count(region, -1)
         if region.mapping is not None:
             region.mapping.revoke()
         if region.file is not None:
@@ -101,10 +106,14 @@ class ClientMemory:
 
     def _set(self, regions: list[Region]) -> None:
         self._table = ([region.address for region in regions], regions)
+
+    def _count(self, region: Region, change: int) -> None:
         # A VMM gives no file for its ROMs, which are read-only and no memory for a driver.
-        self.shared = any(r.mapping is not None for r in regions) or not any(
-            r.writable for r in regions
-        )
+        if region.mapping is not None:
+            self._mapped += change
+        elif region.writable:
+            self._unmapped += change
+        self.shared = bool(self._mapped) or not self._unmapped
 
     def at(self, address: int, length: int, *, write: bool) -> Region:
         """The region that an access lies in as a whole, if its kind is allowed.

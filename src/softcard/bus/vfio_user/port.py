@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from softcard.bus.vfio_user.dirty import DirtyLog
 from softcard.bus.vfio_user.interrupts import Interrupts
-from softcard.bus.vfio_user.memory import ClientMemory
+from softcard.bus.vfio_user.memory import ClientMemory, Region
 from softcard.errors import DmaError
 from softcard.model.atomic import apply_atomic
 from softcard.model.link import AtomicOp, LinkFeatures
+from softcard.model.mapping import Mapping
 from softcard.wire import vfio_user as wire
 from softcard.wire.messages import Messages
 from softcard.wire.stream import HungUpError
@@ -20,6 +21,7 @@ FEATURES = LinkFeatures(bus="vfio-user", bus_owns_msix=True, shared_ranges=True)
 FEATURES_BY_MESSAGES = LinkFeatures(
     bus="vfio-user", bus_owns_msix=True, shared_ranges=True, shared_memory=False
 )
+LOST = "the client has cut its memory short"
 
 
 class Port:
@@ -104,8 +106,7 @@ class Port:
             raise DmaError(address, length, "the client does not share this memory")
         if self.log is not None:
             self.log.mapped(address, length)
-        start = address - region.address
-        return region.mapping.view[start : start + length]
+        return _part(region, region.mapping, address, length)
 
     def dma_file(self, address: int, length: int) -> tuple[int, int] | None:
         """See `Upstream.dma_file`."""
@@ -118,21 +119,26 @@ class Port:
     def dma_read(self, address: int, length: int) -> bytes:
         """See `Upstream.dma_read`."""
         region = self.memory.at(address, length, write=False)
-        if region.mapping is not None:
-            start = address - region.address
-            return bytes(region.mapping.view[start : start + length])
-        return self._read_far([(address, length)])[0]
+        mapping = region.mapping
+        if mapping is None:
+            return self._read_far([(address, length)])[0]
+        data = bytes(_part(region, mapping, address, length))
+        if mapping.lost:
+            raise DmaError(address, length, LOST)
+        return data
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """See `Upstream.dma_write`."""
         region = self.memory.at(address, len(data), write=True)
-        if region.mapping is not None:
-            start = address - region.address
-            region.mapping.view[start : start + len(data)] = data
-            if self.log is not None:
-                self.log.written(address, len(data))
-        else:
+        mapping = region.mapping
+        if mapping is None:
             self._write_far([(address, data)])
+            return
+        _part(region, mapping, address, len(data))[:] = data
+        if mapping.lost:
+            raise DmaError(address, len(data), LOST)
+        if self.log is not None:
+            self.log.written(address, len(data))
 
     def dma_atomic(
         self, address: int, size: int, operation: AtomicOp, operand: int, compare: int
@@ -236,3 +242,14 @@ class Port:
             raise DmaError(address, length, f"the client refuses: {error.strerror}") from None
         except (HungUpError, FormatError) as error:
             raise DmaError(address, length, str(error)) from None
+
+
+def _part(region: Region, mapping: Mapping, address: int, length: int) -> memoryview:
+    start = address - region.address
+    try:
+        part = mapping.view[start : start + length]
+    except ValueError:
+        raise DmaError(address, length, "the client has just unmapped this memory") from None
+    if mapping.lost:
+        raise DmaError(address, length, LOST)
+    return part
