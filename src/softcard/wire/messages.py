@@ -27,6 +27,7 @@ from softcard.wire.vfio_user import (
 REPLY_TIMEOUT = 5.0
 AT_ONCE = 64
 IDS = 1 << 16
+POSTED = COMMAND | NO_REPLY
 # What may wait for an owner that is busy, in bytes; a message and a descriptor cost some more.
 MAX_QUEUED = 64 << 20
 MESSAGE_COST, FD_COST = 128, 64 << 10
@@ -143,6 +144,25 @@ class Messages:
                 return None
             stream.length = 0
             return fields
+
+    def take_posted(self, command: int, form: struct.Struct) -> list[tuple[Any, ...]]:
+        """The fields, header included, of all commands of a kind that have come one after the other
+        and before anything else, have the form's size, want no reply, and brought no descriptors.
+        """
+        stream, size = self._stream, form.size
+        if stream.length < size:
+            return []
+        with self._lock:
+            if self._at or self._commands or stream.has_fds:
+                return []
+            found: list[tuple[Any, ...]] = []
+            for fields in form.iter_unpack(stream.view[: stream.length // size * size]):
+                if fields[1] != command or fields[2] != size or fields[3] != POSTED:
+                    break
+                found.append(fields)
+            if found:
+                stream.consume(len(found) * size)
+            return found
 
     def take(self) -> Message | None:
         """The next command that has come as a whole.

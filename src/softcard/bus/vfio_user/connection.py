@@ -35,10 +35,15 @@ READ_REPLIES = {
     size: struct.Struct(f"{READ.format}{code}")
     for size, code in zip((1, 2, 4, 8), "BHIQ", strict=True)
 }
+# A REGION_WRITE of 4 bytes, header included.
+REGION_WRITE = int(Command.REGION_WRITE)
+WRITE = struct.Struct("<HHIIIQIII")
+WRITTEN = 4
 
 Handler = Callable[[bytes, list[int]], bytes]
-# The fields of a READ: ident, command, size, flags, error, offset, region, count.
-Read = tuple[Any, ...]
+# The fields of a READ: ident, command, size, flags, error, offset, region, count; those of a WRITE
+# have the value behind them.
+Access = tuple[Any, ...]
 
 
 class Connection:
@@ -88,7 +93,7 @@ class Connection:
             Command.MIG_DATA_WRITE: self._features.write_data,
         }
         # What the card is working on; see `time_out`.
-        self._serving: list[Message | Read] = []
+        self._serving: list[Message | Access] = []
         self._stuck = False
         self._stuck_lock = threading.Lock()
         self.served = 0
@@ -126,6 +131,9 @@ class Connection:
             if read is not None:
                 self._serve_read(read)
                 return True
+            writes = messages.take_posted(REGION_WRITE, WRITE)
+            if writes:
+                self._serve_posted(writes)
             for _ in range(AT_ONCE):
                 message = messages.take()
                 if message is None:
@@ -164,7 +172,7 @@ class Connection:
             self._ended = True
             self._closed(self)
 
-    def _serve_read(self, read: Read) -> None:
+    def _serve_read(self, read: Access) -> None:
         """What came alone and looks like a register read: all that is slow about it left out."""
         ident, command, _, _, _, offset, region, count = read
         if (
@@ -190,6 +198,27 @@ class Connection:
                 ident, command, READ_SIZE + count, wire.REPLY, 0, offset, region, count, value
             )
         )
+
+    def _serve_posted(self, writes: list[Access]) -> None:
+        """Register writes that came together and want no reply: doorbells, most likely."""
+        sizes, write, serving = self._layout.sizes, self.function.write, self._serving
+        for fields in writes:
+            offset, region, count, value = fields[5:]
+            if (
+                region >= BARS
+                or count != WRITTEN
+                or offset + WRITTEN > sizes[region]
+                or self._interrupts is None
+            ):
+                self._serve(_as_message(fields))
+                continue
+            self.served += 1
+            serving.append(fields)
+            write(region, offset, WRITTEN, value)
+            try:
+                serving.pop()
+            except IndexError:
+                self._unanswered()
 
     def _serve(self, message: Message) -> None:
         """Any message; the descriptors are closed where there is an error."""
@@ -471,9 +500,10 @@ class Connection:
             self._messages.reply(message, message.payload + b"\xff" * count)
 
 
-def _as_message(read: Read) -> Message:
-    ident, command, _, flags, _, *access = read
-    return Message(ident, command, flags, wire.ACCESS.pack(*access), [])
+def _as_message(fields: Access) -> Message:
+    ident, command, size, flags, _, *_ = fields
+    form = READ if size == READ_SIZE else WRITE
+    return Message(ident, command, flags, form.pack(*fields)[wire.HEADER_SIZE :], [])
 
 
 def _is_read(message: Message) -> bool:
