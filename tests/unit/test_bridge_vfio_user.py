@@ -461,7 +461,7 @@ def test_another_card_at_the_same_socket_is_refused(
 
 
 def test_without_a_server_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(PlugError, match=f"no vfio-user server can be reached at {tmp_path}/none"):
+    with pytest.raises(PlugError, match=f"no card can be reached at {tmp_path}/none"):
         VfioUserCard(tmp_path / "none")
 
 

@@ -61,25 +61,55 @@ class Shipped:
 
 @dataclass(frozen=True)
 class Served:
-    """A card that a vfio-user server serves at `address`."""
+    """A card that a vfio-user server serves at a socket of this machine."""
 
     name: str
-    address: str
+    path: Path
     file: None = None
 
     def load(self) -> type[Card]:
         """See `Source`; making the card connects."""
         from softcard.bridge.vfio_user import VfioUserCard
 
-        address = self.address
+        path = self.path
 
         class ServedCard(VfioUserCard):
             """A card that a vfio-user server serves."""
 
             def __init__(self) -> None:
-                super().__init__(address)
+                super().__init__(path)
 
         return ServedCard
+
+
+@dataclass(frozen=True)
+class Distant:
+    """A card that a vfio-user server serves on a network; `name` is its address."""
+
+    name: str
+    file: None = None
+
+    def load(self) -> type[Card]:
+        """See `Source`; making the card connects."""
+        from softcard.bridge.vfio_user import VfioUserCard
+        from softcard.wire.address import check_private, parse_address
+        from softcard.wire.tls import Credentials
+
+        address = parse_address(self.name)
+
+        class DistantCard(VfioUserCard):
+            """A card that softcard serve serves on another machine.
+
+            Args:
+                tls: the folder with ca.pem, cert.pem and key.pem; softcard certificates makes it.
+                plain_tcp: let everything pass readable and unauthenticated.
+            """
+
+            def __init__(self, *, tls: Path | None = None, plain_tcp: bool = False) -> None:
+                check_private(address, plain_allowed=plain_tcp)
+                super().__init__(address, credentials=Credentials(tls) if tls else None)
+
+        return DistantCard
 
 
 @dataclass(frozen=True)
@@ -114,7 +144,8 @@ class CardFile:
 
 
 def find(name: str) -> Source:
-    """What the user named: `FILE`, `FILE:CLASS`, `vfio-user:SOCKET` or a shipped card.
+    """What the user named: `FILE`, `FILE:CLASS`, `vfio-user:SOCKET`, `tls://HOST:PORT` or a
+    shipped card.
 
     Raises:
         UsageError: there is nothing of this name.
@@ -123,7 +154,9 @@ def find(name: str) -> Source:
         address = name.removeprefix(VFIO_USER)
         if not address:
             raise UsageError(f"{name} names no socket: write {VFIO_USER}/path/to/socket")
-        return Served(name, address)
+        return Served(name, Path(address))
+    if "://" in name:
+        return Distant(name)
     path, colon, class_name = name.rpartition(":")
     if not colon:
         path, class_name = name, ""

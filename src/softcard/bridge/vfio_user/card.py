@@ -14,6 +14,8 @@ from softcard.model.card import Card
 from softcard.model.endpoint import Endpoint
 from softcard.model.link import LinkFeatures
 from softcard.pcie.capabilities import MsiX
+from softcard.wire.address import Address, UnixAddress
+from softcard.wire.tls import Credentials
 
 log = logging.getLogger("softcard.bridge")
 
@@ -25,14 +27,18 @@ class VfioUserCard(Card):
     breaks the protocol, is a card that was pulled; plugged in again, the card connects anew.
 
     Args:
-        address: the server's UNIX socket.
+        address: the path of a UNIX socket, or a network address.
+        credentials: for an address with `tls`.
 
     Raises:
         PlugError: nobody listens there, or what is served there is no card that can be used.
     """
 
-    def __init__(self, address: str | Path) -> None:
-        self.remote = Remote(str(address))
+    def __init__(
+        self, address: Path | Address, *, credentials: Credentials | None = None
+    ) -> None:
+        where = UnixAddress(address) if isinstance(address, Path) else address
+        self.remote = Remote(where, credentials)
         description = self.remote.connect()
         identity = description.identity
         self.vendor_id, self.device_id = identity.vendor_id, identity.device_id

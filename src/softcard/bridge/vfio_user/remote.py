@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from softcard.bridge.vfio_user.client import Client, LostError, RefusedError
-from softcard.bridge.vfio_user.connect import connect
 from softcard.bridge.vfio_user.description import (
     Description,
     RegionFile,
@@ -18,6 +17,9 @@ from softcard.bridge.vfio_user.regions import RemoteBar
 from softcard.errors import DeclarationError, DmaError, PlugError
 from softcard.model.dma import Dma
 from softcard.wire import vfio_user as wire
+from softcard.wire.address import Address
+from softcard.wire.connect import connect
+from softcard.wire.tls import Credentials
 from softcard.wire.vfio_user import Command, Region
 
 log = logging.getLogger("softcard.bridge")
@@ -44,8 +46,9 @@ class Remote:
     card does not answer.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: Address, credentials: Credentials | None) -> None:
         self.address = address
+        self._credentials = credentials
         self.description: Description | None = None
         self.client: Client | None = None
         self.plugged: Plugged | None = None
@@ -63,7 +66,7 @@ class Remote:
             PlugError: that is not possible.
         """
         self.close()
-        client = self.client = Client(connect(self.address), self)
+        client = self.client = Client(connect(self.address, self._credentials), self)
         try:
             client.negotiate()
             description, self._files = describe(client)
