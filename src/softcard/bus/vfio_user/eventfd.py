@@ -19,18 +19,21 @@ class EventFd:
         OSError: it is no eventfd.
     """
 
-    __slots__ = ("_blocking", "fd")
+    __slots__ = ("_poll", "fd")
 
     def __init__(self, fd: int) -> None:
         # What is written to anything else may wait for ever, or do harm.
         if str(Path(f"/proc/self/fd/{fd}").readlink()) != "anon_inode:[eventfd]":
             raise OSError(errno.EINVAL, "a descriptor for an interrupt is no eventfd")
         self.fd = fd
-        self._blocking = not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK
+        self._poll: select.poll | None = None
+        if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK:
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLIN | select.POLLOUT)
 
     def signal(self) -> None:
         """Add one; a counter that is full has been signalled for sure."""
-        if self._blocking and not self._ready(select.POLLOUT):
+        if not self._ready(select.POLLOUT):
             return
         try:
             os.eventfd_write(self.fd, 1)
@@ -39,7 +42,7 @@ class EventFd:
 
     def take(self) -> bool:
         """Take what was added; whether there was anything."""
-        if self._blocking and not self._ready(select.POLLIN):
+        if not self._ready(select.POLLIN):
             return False
         try:
             return bool(os.eventfd_read(self.fd))
@@ -47,9 +50,8 @@ class EventFd:
             return False
 
     def _ready(self, event: int) -> bool:
-        poll = select.poll()
-        poll.register(self.fd, event)
-        return bool(poll.poll(0))
+        """Whether reading or writing would not wait."""
+        return self._poll is None or any(came & event for _, came in self._poll.poll(0))
 
     def close(self) -> None:
         """Close the descriptor."""

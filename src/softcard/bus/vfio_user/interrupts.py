@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from softcard.bus.vfio_user.eventfd import EventFd
@@ -18,7 +18,7 @@ class Host(Protocol):
     """What the interrupts need of the connection."""
 
     def vectors_wired(self, vectors: list[int]) -> None:
-        """These MSI or MSI-X vectors can be delivered."""
+        """These MSI or MSI-X vectors can be delivered, and no others."""
 
     def watch(self, fd: int, call: Callable[[], object]) -> None:
         """Call `call` whenever `fd` is readable."""
@@ -33,11 +33,12 @@ class Host(Protocol):
 class Line:
     """One interrupt of one type."""
 
-    __slots__ = ("masked", "pending", "trigger", "wired")
+    __slots__ = ("masked", "pending", "told", "trigger", "wired")
 
     def __init__(self) -> None:
         self.trigger: EventFd | None = None
         self.wired = False
+        self.told = False
         self.masked = False
         self.pending = False
 
@@ -46,7 +47,8 @@ class Interrupts:
     """Every interrupt that the function has, by type and number.
 
     MSI and MSI-X are edges: what is signalled while masked is sent when that ends. INTx is a
-    level: an eventfd is signalled once, which masks it until the client unmasks it.
+    level: an eventfd is signalled once, which masks it until the client unmasks it; messages tell
+    each change.
 
     Args:
         counts: how many there are of each type.
@@ -70,12 +72,10 @@ class Interrupts:
         with self._lock:
             for action in list(self._switches):
                 self._close_switch(action)
-            for line in self._all_lines():
-                self._wire(line, None, wired=False)
+            for lines in self._lines:
+                for line in lines:
+                    self._wire(line, None, wired=False)
             self._vectors = []
-
-    def _all_lines(self) -> Iterator[Line]:
-        return (line for lines in self._lines for line in lines)
 
     # What the function does, from any thread.
 
@@ -89,14 +89,15 @@ class Interrupts:
         """Assert or release INTx."""
         with self._lock:
             self._asserted = asserted
-            if self._by_messages:
-                self._host.send_interrupt(Irq.INTX, 0, asserted)
-            else:
-                self._update_intx()
+            self._update_intx()
 
     def _update_intx(self) -> None:
         for line in self._lines[Irq.INTX]:
-            if self._asserted and not line.masked and line.trigger is not None:
+            if self._by_messages:
+                if line.wired and line.told != self._asserted:
+                    line.told = self._asserted
+                    self._host.send_interrupt(Irq.INTX, 0, self._asserted)
+            elif self._asserted and not line.masked and line.trigger is not None:
                 line.masked = True
                 line.trigger.signal()
 
@@ -128,58 +129,75 @@ class Interrupts:
             or (fds and form != wire.DATA_EVENTFD)
         ):
             raise _invalid(f"flags {flags:#x} for {count} of type {kind} from {start}")
-        with self._lock:
-            lines = self._lines[kind][start : start + count]
-            if form == wire.DATA_EVENTFD:
-                self._set_descriptors(action, kind, lines, data, fds)
-            elif not count:
-                if action != wire.ACTION_TRIGGER or form != wire.DATA_NONE or start:
-                    raise _invalid("a count of 0")
-                for line in self._lines[kind]:
-                    self._wire(line, None, wired=False)
+        if form == wire.DATA_EVENTFD:
+            if action == wire.ACTION_TRIGGER:
+                self._set_triggers(kind, range(start, start + count), data, fds)
             else:
-                if form == wire.DATA_BOOL and len(data) < count:
-                    raise _invalid(f"{len(data)} bytes for {count} interrupts")
-                chosen = data if form == wire.DATA_BOOL else b"\1" * count
-                for number, (line, act) in enumerate(zip(lines, chosen, strict=False), start):
-                    if act:
-                        self._act(action, line, kind, number)
-            if kind in MESSAGES:
-                self._find_vectors()
-        if kind in MESSAGES and (form == wire.DATA_EVENTFD or not count):
-            self._host.vectors_wired([n for n, line in enumerate(self._vectors) if line.wired])
+                self._set_switch(action, kind, fds)
+        elif not count:
+            if action != wire.ACTION_TRIGGER or form != wire.DATA_NONE or start:
+                raise _invalid("a count of 0")
+            everything = len(self._lines[kind])
+            self._wire_all(kind, range(everything), [None] * everything, [False] * everything)
+            if kind == Irq.INTX:
+                for switch in list(self._switches):
+                    self._close_switch(switch)
+        else:
+            if form == wire.DATA_BOOL and len(data) < count:
+                raise _invalid(f"{len(data)} bytes for {count} interrupts")
+            with self._lock:
+                for index in range(count):
+                    if form == wire.DATA_NONE or data[index]:
+                        self._act(action, kind, start + index)
 
-    def _act(self, action: int, line: Line, kind: int, number: int) -> None:
+    def _act(self, action: int, kind: int, number: int) -> None:
+        line = self._lines[kind][number]
         if action == wire.ACTION_TRIGGER:
             self._fire(line, kind, number)
             return
         line.masked = action == wire.ACTION_MASK
-        if kind == Irq.INTX:
-            self._update_intx()
-        elif line.pending and not line.masked:
+        if line.pending and not line.masked:
             line.pending = False
             self._fire(line, kind, number)
-
-    def _set_descriptors(
-        self, action: int, kind: int, lines: list[Line], data: bytes, fds: list[int]
-    ) -> None:
-        if action != wire.ACTION_TRIGGER:
-            self._set_switch(action, kind, fds)
-            return
-        if self._by_messages:
-            # Nothing can be passed: a byte each says which are wanted.
-            if fds or len(data) not in (0, len(lines)):
-                raise _invalid(f"{len(data)} bytes for {len(lines)} interrupts")
-            for line, wanted in zip(lines, data or bytes(len(lines)), strict=True):
-                self._wire(line, None, wired=bool(wanted))
-            return
-        if len(fds) not in (0, len(lines)):
-            raise _invalid(f"{len(fds)} descriptors for {len(lines)} interrupts")
-        triggers = [EventFd(fd) for fd in fds]
-        for index, line in enumerate(lines):
-            self._wire(line, triggers[index] if triggers else None, wired=bool(triggers))
         if kind == Irq.INTX:
             self._update_intx()
+
+    def _set_triggers(self, kind: int, numbers: range, data: bytes, fds: list[int]) -> None:
+        count = len(numbers)
+        if self._by_messages:
+            # Nothing can be passed: a byte each says which are wanted.
+            if fds or len(data) not in (0, count):
+                raise _invalid(f"{len(data)} bytes for {count} interrupts")
+            wanted = [bool(byte) for byte in data or bytes(count)]
+            self._wire_all(kind, numbers, [None] * count, wanted)
+            return
+        if len(fds) not in (0, count):
+            raise _invalid(f"{len(fds)} descriptors for {count} interrupts")
+        triggers: list[EventFd | None] = [EventFd(fd) for fd in fds] or [None] * count
+        self._wire_all(kind, numbers, triggers, [bool(fds)] * count)
+
+    def _wire_all(
+        self, kind: int, numbers: range, triggers: list[EventFd | None], wired: list[bool]
+    ) -> None:
+        if kind in MESSAGES and kind == self._vector_kind:
+            # First those that go: what the function signals from now on stays pending there.
+            going = {number for number, stays in zip(numbers, wired, strict=True) if not stays}
+            if any(self._lines[kind][number].wired for number in going):
+                self._host.vectors_wired([n for n in self._wired() if n not in going])
+        with self._lock:
+            for number, trigger, stays in zip(numbers, triggers, wired, strict=True):
+                line = self._lines[kind][number]
+                self._wire(line, trigger, wired=stays)
+                if stays and line.pending:
+                    line.pending = False
+                    self._fire(line, kind, number)
+                line.pending = False
+            if kind == Irq.INTX:
+                self._update_intx()
+                return
+            self._find_vectors()
+        if kind in MESSAGES:
+            self._host.vectors_wired(self._wired())
 
     @staticmethod
     def _wire(line: Line, trigger: EventFd | None, *, wired: bool) -> None:
@@ -187,7 +205,7 @@ class Interrupts:
             line.trigger.close()
         line.trigger = trigger
         line.wired = wired
-        line.masked = line.pending = False
+        line.masked = line.told = False
 
     def _find_vectors(self) -> None:
         for kind in (Irq.MSIX, Irq.MSI):
@@ -195,6 +213,9 @@ class Interrupts:
                 self._vectors, self._vector_kind = self._lines[kind], kind
                 return
         self._vectors = []
+
+    def _wired(self) -> list[int]:
+        return [number for number, line in enumerate(self._vectors) if line.wired]
 
     # Eventfds by which the client, or its KVM, masks and unmasks INTx.
 
@@ -216,8 +237,8 @@ class Interrupts:
     def _switched(self, action: int, switch: EventFd) -> None:
         with self._lock:
             if switch.take():
-                for line in self._lines[Irq.INTX]:
-                    self._act(action, line, Irq.INTX, 0)
+                for number in range(len(self._lines[Irq.INTX])):
+                    self._act(action, Irq.INTX, number)
 
 
 def _invalid(what: str) -> OSError:

@@ -53,8 +53,20 @@ def layout_of(function: Downstream) -> Layout:
         irqs[Irq.MSIX] = (function.config_read(capabilities[MSIX] + 2, 2) & 0x7FF) + 1
     shared: dict[int, list[SharedRange]] = {}
     for area in function.shared_ranges():
-        shared.setdefault(area.bar, []).append(area)
+        known = shared.setdefault(area.bar, [])
+        # One file, and one place in it for the whole region, is all that a reply can name.
+        if _base(area) >= 0 and (not known or _place(area) == _place(known[0])):
+            known.append(area)
     return Layout(sizes, irqs, shared)
+
+
+def _base(area: SharedRange) -> int:
+    """Where the region begins in the area's file."""
+    return area.fd_offset - area.offset
+
+
+def _place(area: SharedRange) -> tuple[int, int]:
+    return area.fd, _base(area)
 
 
 def _bar_sizes(function: Downstream) -> dict[int, int]:
@@ -124,8 +136,8 @@ def region_info(
         )
     needed = wire.REGION_INFO.size + len(capability)
     at = wire.REGION_INFO.size if capability else 0
-    # QEMU's index of the region in its high bits is of no use: every region has a file of its own.
-    info = wire.REGION_INFO.pack(needed, flags, index, at, size, 0)
+    base = _base(areas[0]) if areas else 0
+    info = wire.REGION_INFO.pack(needed, flags, index, at, size, base)
     if room < needed:
         return info, None
     return info + capability, areas[0].fd if areas else None
