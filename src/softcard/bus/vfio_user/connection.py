@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from softcard.bus.vfio_user import memory
+from softcard.bus.vfio_user.absent import Absent
 from softcard.bus.vfio_user.features import Features
 from softcard.bus.vfio_user.interrupts import Interrupts
 from softcard.bus.vfio_user.layout import CONFIG_SIZE_EXTENDED, Layout, region_info
@@ -67,7 +68,7 @@ class Connection:
         loop: CardLoop,
         closed: Callable[[Connection], object],
     ) -> None:
-        self.function = function
+        self.function: Downstream = function
         self._passes_fds = stream.passes_fds
         self._port = port
         self._layout = layout
@@ -116,6 +117,20 @@ class Connection:
         for region in self._port.memory.regions:
             self._remove(region)
         self._messages.close()
+
+    def pull(self, loop: CardLoop) -> None:
+        """The function has gone, but the client stays, and reads all-ones from now on.
+
+        Args:
+            loop: in place of the card's loop, for which the connection is no port any more.
+        """
+        self._port.detach()
+        self.function.vectors_wired([])
+        for region in self._port.memory.regions:
+            self.function.memory_removed(region.address, region.size)
+        self.function = Absent()
+        self._loop = loop
+        loop.add_port(self)
 
     # The loop's port.
 
@@ -202,23 +217,20 @@ class Connection:
     def _serve_posted(self, writes: list[Access]) -> None:
         """Register writes that came together and want no reply: doorbells, most likely."""
         sizes, write, serving = self._layout.sizes, self.function.write, self._serving
+        self.served += 1
+        serving.append(writes[0])
+        ready = self._interrupts is not None
+        others = []
         for fields in writes:
-            offset, region, count, value = fields[5:]
-            if (
-                region >= BARS
-                or count != WRITTEN
-                or offset + WRITTEN > sizes[region]
-                or self._interrupts is None
-            ):
-                self._serve(_as_message(fields))
-                continue
-            self.served += 1
-            serving.append(fields)
-            write(region, offset, WRITTEN, value)
-            try:
-                serving.pop()
-            except IndexError:
-                self._unanswered()
+            _, _, _, _, _, offset, region, count, value = fields
+            if ready and region < BARS and count == WRITTEN and offset + WRITTEN <= sizes[region]:
+                write(region, offset, WRITTEN, value)
+            else:
+                others.append(fields)
+        try:
+            serving.pop()
+        except IndexError:
+            self._unanswered()
 
     def _serve(self, message: Message) -> None:
         """Any message; the descriptors are closed where there is an error."""

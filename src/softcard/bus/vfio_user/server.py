@@ -72,6 +72,8 @@ class VfioUserServer:
         self._layouts: list[Layout] = []
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._pulled = False
+        self._taken_out = threading.Event()
         card.enter_slot(FEATURES)
         self._listeners: list[Listener] = []
         try:
@@ -99,6 +101,25 @@ class VfioUserServer:
         with self._lock:
             for connection in self._connections.values():
                 connection.hang_up()
+
+    def pull(self) -> None:
+        """Take the card out while its clients stay: they read all-ones until `stop`.
+
+        For clients that do not bear the end of a connection. Nobody else can connect any more.
+        """
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            self._pulled = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+            else:
+                os.write(self._wake_write, b"x")
+        if not self._taken_out.wait(STOP_TIMEOUT):
+            log.error(
+                "a handler of %s has not returned for %g s: the card stays where it is",
+                type(self.card).__name__, STOP_TIMEOUT,
+            )  # fmt: skip
 
     def stop(self) -> None:
         """End all connections and listen no longer; returns when the card's code has ended."""
@@ -130,10 +151,11 @@ class VfioUserServer:
         for fd in (self._wake_read, *(listener.fileno() for listener in self._listeners)):
             poll.register(fd, select.POLLIN)
         try:
-            while not self._stopping.is_set():
+            while not (self._stopping.is_set() or self._pulled):
                 poll.poll()
                 for number, listener in enumerate(self._listeners):
-                    stream = None if self._stopping.is_set() else listener.accept()
+                    ended = self._stopping.is_set() or self._pulled
+                    stream = None if ended else listener.accept()
                     if stream is not None:
                         self._serve_plugged(number, stream)
         finally:
@@ -142,7 +164,12 @@ class VfioUserServer:
                 self._stopping.set()
                 os.close(self._wake_read)
                 os.close(self._wake_write)
+            self._leave_slot()
+
+    def _leave_slot(self) -> None:
+        if not self._taken_out.is_set():
             self.card.leave_slot()
+            self._taken_out.set()
 
     def _serve_plugged(self, number: int, stream: MessageStream) -> None:
         """Serve from the first client's coming, to function `number`, to the last one's going."""
@@ -172,15 +199,46 @@ class VfioUserServer:
             with self._lock:
                 self._loop = None
                 connections = list(self._connections.values())
-                self._connections.clear()
+                pulled = self._pulled and not self._stopping.is_set()
+                if not pulled:
+                    self._connections.clear()
             for connection in connections:
                 loop.remove_port(connection)
-                connection.close()
+                if not pulled:
+                    connection.close()
             for listener in self._listeners:
                 loop.remove_reader(listener.fileno())
-            card.unplugged()
-            loop.shut_down()
-            self._changed(False)
+            if pulled:
+                self._serve_pulled(loop, connections)
+            else:
+                card.unplugged()
+                loop.shut_down()
+                self._changed(False)
+
+    def _serve_pulled(self, loop: CardLoop, connections: list[Connection]) -> None:
+        """Serve the clients of a card that is gone, on a loop in which nothing of it is left."""
+        rest = CardLoop()
+        for connection in connections:
+            connection.pull(rest)
+        self.card.unplugged()
+        loop.shut_down()
+        self._leave_slot()
+        self._changed(False)
+        with self._lock:
+            self._loop = rest
+            if self._stopping.is_set() or not connections:
+                rest.call_soon(rest.stop)
+        try:
+            rest.run_forever()
+        finally:
+            with self._lock:
+                self._loop = None
+                connections = list(self._connections.values())
+                self._connections.clear()
+            for connection in connections:
+                rest.remove_port(connection)
+                connection.close()
+            rest.shut_down()
 
     def _accept(self, number: int) -> None:
         """Take the next client of a function that has none."""
@@ -211,6 +269,8 @@ class VfioUserServer:
         connection.close()
         if not self._connections:
             loop.stop()
+            return
+        if self._pulled:
             return
         # Another function is still in use; this one starts anew with its next client.
         connection.function.reset(ResetKind.HOT)
