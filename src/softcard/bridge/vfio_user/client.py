@@ -66,6 +66,8 @@ class Client:
         self._stream = stream
         self._host = host
         self._ident = 0
+        # Where the next message is in the stream's buffer.
+        self._at = 0
         self._why: str | None = None
         self._passes_fds = stream.passes_fds
         self.max_fds = 0
@@ -183,10 +185,9 @@ class Client:
         self, ident: int, command: Command, least: int, most: int
     ) -> tuple[bytes, list[int]]:
         deadline = time.monotonic() + TIMEOUT
-        stream = self._stream
         while True:
             while (size := self._next_size()) is not None:
-                got, about, _, flags, error = wire.HEADER.unpack_from(stream.buffer)
+                got, about, _, flags, error = wire.HEADER.unpack_from(self._stream.buffer, self._at)
                 if flags & wire.TYPE_MASK == wire.COMMAND:
                     self._serve(got, about, size, flags)
                     if time.monotonic() > deadline:
@@ -224,22 +225,27 @@ class Client:
     def _next_size(self) -> int | None:
         """Bytes of the message at the start of the buffer, if it is there as a whole."""
         stream = self._stream
-        if stream.length < wire.HEADER_SIZE:
-            return None
-        _, command, size, _, _ = wire.HEADER.unpack_from(stream.buffer)
-        if not wire.HEADER_SIZE <= size <= MAX_MESSAGE:
-            raise self._fail(f"a message with command {command} is said to have {size} bytes")
-        if stream.length < size:
-            stream.make_room(size)
-            return None
-        return int(size)
+        size = wire.HEADER_SIZE
+        if stream.length - self._at >= size:
+            _, command, size, _, _ = wire.HEADER.unpack_from(self._stream.buffer, self._at)
+            if not wire.HEADER_SIZE <= size <= MAX_MESSAGE:
+                raise self._fail(f"a message with command {command} is said to have {size} bytes")
+            if stream.length - self._at >= size:
+                return int(size)
+        self._compact()
+        stream.make_room(size)
+        return None
+
+    def _compact(self) -> None:
+        """Move what was not dealt with to the front of the buffer."""
+        self._stream.consume(self._at)
+        self._at = 0
 
     def _take(self, size: int) -> tuple[bytes, list[int]]:
-        stream = self._stream
-        payload = bytes(stream.view[wire.HEADER_SIZE : size])
-        fds = stream.take_fds(0, size) if stream.has_fds else []
-        stream.consume(size)
-        return payload, fds
+        stream, at = self._stream, self._at
+        self._at = end = at + size
+        payload = bytes(stream.view[at + wire.HEADER_SIZE : end])
+        return payload, stream.take_fds(at, end) if stream.has_fds else []
 
     def _fail(self, why: str) -> LostError:
         """The server cannot be talked to any more; returns what to raise."""
@@ -259,9 +265,9 @@ class Client:
         """
         if self._why is not None:
             raise LostError(self._why)
-        stream = self._stream
+        self._compact()
         try:
-            received = stream.receive()
+            received = self._stream.receive()
         except HungUpError as error:
             raise self._fail(str(error)) from None
         for _ in range(SERVED_AT_ONCE):
@@ -269,7 +275,7 @@ class Client:
             if size is None:
                 break
             received = True
-            ident, command, _, flags, _ = wire.HEADER.unpack_from(stream.buffer)
+            ident, command, _, flags, _ = wire.HEADER.unpack_from(self._stream.buffer, self._at)
             if flags & wire.TYPE_MASK != wire.COMMAND:
                 raise self._fail(f"message {ident} with flags {flags:#x} replies to nothing")
             self._serve(ident, command, size, flags)
@@ -279,10 +285,11 @@ class Client:
     def waiting(self) -> bool:
         """Whether a message has been received and not been dealt with."""
         stream = self._stream
-        if stream.length < wire.HEADER_SIZE:
-            return False
-        size: int = wire.HEADER.unpack_from(stream.buffer)[2]
-        return stream.length >= size
+        left = stream.length - self._at
+        if left < wire.HEADER_SIZE:
+            return stream.holds_more
+        size: int = wire.HEADER.unpack_from(stream.buffer, self._at)[2]
+        return left >= size or stream.holds_more
 
     def _serve(self, ident: int, command: int, size: int, flags: int) -> None:
         payload, fds = self._take(size)

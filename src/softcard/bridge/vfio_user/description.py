@@ -191,9 +191,15 @@ def _region(client: Client, index: int) -> tuple[RegionInfo, RegionFile | None]:
     mapped = bool(flags & wire.REGION_MMAP and fds)
     whole = [(0, size)] if size else []
     areas = (whole if sparse is None else sparse) if mapped else []
-    if any(offset + length > size for offset, length in areas):
-        _close(fds)
-        raise PlugError(f"memory of region {index} reaches beyond its {size:#x} bytes")
+    end = 0
+    for offset, length in sorted(areas):
+        if offset < end or not length or offset + length > size:
+            _close(fds)
+            raise PlugError(
+                f"memory of {length:#x} bytes at {offset:#x} overlaps other memory of region "
+                f"{index}, or reaches beyond its {size:#x} bytes"
+            )
+        end = offset + length
     info = RegionInfo(
         size,
         bool(flags & wire.REGION_READABLE),
