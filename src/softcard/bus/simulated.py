@@ -32,6 +32,7 @@ FEATURES = LinkFeatures(bus="simulated")
 COMMAND, BAR0 = 0x04, 0x10
 MEMORY_AND_BUS_MASTER = 0x06
 CAPABILITIES_POINTER = 0x34
+MAX_CAPABILITIES = 48
 MSI_ID, MSIX_ID = 0x05, 0x11
 MESSAGE_ADDRESS = 0xFEE00000
 WINDOW_32, WINDOW_64 = 0x80000000, 0x40_0000_0000
@@ -433,9 +434,11 @@ class SimulatedDevice:
     def find_capability(self, capability_id: int) -> int:
         """Offset of a standard capability, 0 when the function has none of this id."""
         at = self.config_read(CAPABILITIES_POINTER, 1)
-        while at and self.config_read(at, 1) != capability_id:
+        for _ in range(MAX_CAPABILITIES):
+            if not at or self.config_read(at, 1) == capability_id:
+                return at
             at = self.config_read(at + 1, 1)
-        return at
+        return 0
 
     def enable_msix(self) -> None:
         """Program every vector of the table, unmasked, and enable MSI-X."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import mmap
 import os
@@ -143,11 +142,8 @@ class RemoteBar(Bar):
         self._areas = list(_without(info.areas, kept))
 
     def map(self, file: RegionFile) -> None:
-        """Map what can be mapped safely; the descriptor is the BAR's from now on."""
+        """Map what can be mapped; the descriptor is the BAR's from now on."""
         self.memory_fd, self._base = file.fd, file.base
-        if not _seal(file.fd):
-            log.info("BAR %d is not mapped: the server could cut its file short", self.number)
-            return
         for offset, size in self._areas:
             try:
                 mapping = Mapping(file.fd, file.base + offset, size)
@@ -173,18 +169,6 @@ class RemoteBar(Bar):
             for m in self.memories
             if m.offset % PAGE == 0 and m.size % PAGE == 0
         ]
-
-
-def _seal(fd: int) -> bool:
-    """Whether the file keeps its size: an access to memory that is not there any more would kill
-    this process."""
-    try:
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            return True
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    except OSError:
-        return False
-    return True
 
 
 def _without(
