@@ -33,6 +33,13 @@ cdef extern from *:
         __asm__ volatile("" : : "r"(entry) : "memory");
     }
 
+    /* Memory that will be read soon, on its way from DRAM while something else is done. */
+    static inline void ring_prefetch(const char *from, size_t size)
+    {
+        for (size_t at = 0; at < size; at += 64)
+            __builtin_prefetch(from + at, 0, 3);
+    }
+
     static inline void ring_pause(void)
     {
     #if defined(__x86_64__) || defined(__i386__)
@@ -51,5 +58,6 @@ cdef extern from *:
     uint64_t ring_load64(const void *word) nogil
     void ring_publish64(void *word, uint64_t value) nogil
     void ring_fetch(void *entry, const void *source, size_t size) nogil
+    void ring_prefetch(const char *source, size_t size) nogil
     void ring_pause() nogil
     uint64_t ring_nanoseconds() nogil

@@ -14,7 +14,6 @@ from softcard.backend.ram import RamStore
 from softcard.backend.store import BlockStore
 from softcard.cards.nvme.background import Background
 from softcard.cards.nvme.controller import Controller
-from softcard.cards.nvme.doorbells import Doorbells
 from softcard.cards.nvme.engine import Engine
 from softcard.cards.nvme.engines import ENGINES
 from softcard.cards.nvme.features import Features
@@ -31,6 +30,7 @@ from softcard.cards.nvme.namespace import (
 from softcard.cards.nvme.namespace_commands import NamespaceCommands
 from softcard.cards.nvme.queue_commands import QueueCommands
 from softcard.cards.nvme.registers import (
+    DOORBELL_STRIDE,
     DOORBELLS,
     DOORBELLS_SIZE,
     MAX_VECTORS,
@@ -221,7 +221,11 @@ class Nvme(Card):
         ):  # fmt: skip
             controller.admin_handlers.update(family.handlers)
         if page is None:
-            registers.file.add_region("doorbells", DOORBELLS, DOORBELLS_SIZE, Doorbells(controller))
+            doorbells = controller.doorbells
+            registers.file.add_region("doorbells", DOORBELLS, DOORBELLS_SIZE, doorbells)
+            for index in range(2 * (queues + 1)):
+                at = DOORBELLS + index * DOORBELL_STRIDE
+                registers.file.answer_writes(at, DOORBELL_STRIDE, doorbells.writer(index))
         self._was_enabled = False
         self._was_notified = SHUTDOWN_NONE
         self._used_since_shutdown = False

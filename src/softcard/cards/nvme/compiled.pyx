@@ -16,6 +16,7 @@ from softcard.rings.ring cimport (
     ring_load64,
     ring_nanoseconds,
     ring_pause,
+    ring_prefetch,
     ring_publish64,
 )
 from softcard.rings.windows cimport Piece, Windows, gather, scatter
@@ -41,6 +42,8 @@ cdef enum:
     # Nanoseconds: how long looking at doorbells may take in all, and with nothing to be found.
     TURN = 50_000
     IDLE = 2_000
+    # Bytes of the next command's blocks that are fetched ahead.
+    AHEAD = 4096
     # What a run of a queue tells: it has more to do right away; Python code was called.
     MORE = 1
     CALLED = 2
@@ -300,6 +303,8 @@ cdef class Core:
                 room = 0 if cq.backlog else cq.room()
                 if done:
                     continue
+            if sq.head != sq.tail:
+                self._expect(<const Entry *>(entries + sq.head * ENTRY_SIZE))
             moved = self._move(&entry)
             if moved:
                 words[cq.tail * 2] = 0
@@ -365,6 +370,16 @@ cdef class Core:
             self._writes += 1
             self._bytes_written += length
         return length
+
+    cdef inline void _expect(self, const Entry *entry) noexcept:
+        """The blocks of this command will be read next: let their way from memory begin now."""
+        cdef const Space *space
+        cdef uint32_t nsid = entry.nsid
+        cdef uint64_t slba = entry.slba
+        if entry.opcode == READ and nsid <= NAMESPACES:
+            space = &self._spaces[nsid]
+            if space.data != NULL and slba < space.blocks:
+                ring_prefetch(space.data + (slba << space.shift), AHEAD)
 
     cdef bint _locate(self, uint64_t prp1, uint64_t prp2, uint64_t length) except -1:
         """Find a data buffer, as `HostMemory.segments` does; False where it is not plain."""

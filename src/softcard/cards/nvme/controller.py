@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from softcard.cards.nvme.background import Background, Done
 from softcard.cards.nvme.command import DEFERRED, ENTRY_SIZE, Command, Handler
+from softcard.cards.nvme.doorbells import Doorbells
 from softcard.cards.nvme.engine import UNIT, Engine
 from softcard.cards.nvme.events import ErrorLog, Event, Events
 from softcard.cards.nvme.health import Health
@@ -57,7 +58,8 @@ class Controller:
         enabled: commands are processed.
         sqs, cqs: the queues by identifier.
         admin_handlers: by opcode; see `admin`.
-        errors, events, health, interrupts, io, memory, page, shadow: parts of it, see their files.
+        doorbells, errors, events, health, interrupts, io, memory, page, shadow: parts of it, see
+            their files.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Controller:
         self.errors = ErrorLog()
         self.events = Events(self.complete, self.fail)
         self.interrupts = QueueInterrupts(function, self.cqs)
+        self.doorbells = Doorbells(function, self._doorbells_rung)
         self.engine = engine(self.memory, namespaces, self.health, self, max_transfer=max_transfer)
         self.page = (
             None
@@ -128,6 +131,7 @@ class Controller:
     def stop(self) -> None:
         """Reset: forget queues, commands, events and the host's memory (section 7.3.2)."""
         self.enabled = False
+        self.doorbells.forget()
         self.shadow.stop()
         if self.page is not None:
             self.page.stop()
@@ -167,28 +171,32 @@ class Controller:
         self.stop()
         self._fatal()
 
-    # Doorbells (section 3.1.24 and 3.1.25).
+    # Doorbells (sections 3.1.24 and 3.1.25).
 
-    def submission_doorbell(self, qid: int, tail: int) -> None:
-        """The host wrote a submission queue's tail."""
-        if not self.enabled:
-            return
+    def _doorbells_rung(self, noted: list[tuple[int, int]]) -> None:
+        """The host wrote doorbells, whose numbers and values these are."""
+        # Heads first: they make room.
+        for index, value in noted:
+            if index & 1 and self.enabled:
+                self._head_written(index >> 1, value)
+        for index, value in noted:
+            if not index & 1 and self.enabled:
+                self._tail_written(index >> 1, value)
+        self._run_rung()
+
+    def _tail_written(self, qid: int, tail: int) -> None:
         sq = self.sqs.get(qid)
         if sq is None:
             self._doorbell_error(Event.INVALID_DOORBELL_REGISTER)
-            return
-        if self.shadow.active and qid:
+        elif self.shadow.active and qid:
             # The value may be older than what the host has stored in memory meanwhile.
             self.shadow.check(sq)
         elif sq.move_tail(tail):
-            self._ring(sq)
+            self._rung[sq] = None
         else:
             self._doorbell_error(Event.INVALID_DOORBELL_VALUE)
 
-    def completion_doorbell(self, qid: int, head: int) -> None:
-        """The host wrote a completion queue's head."""
-        if not self.enabled:
-            return
+    def _head_written(self, qid: int, head: int) -> None:
         cq = self.cqs.get(qid)
         if cq is None:
             self._doorbell_error(Event.INVALID_DOORBELL_REGISTER)
@@ -204,8 +212,10 @@ class Controller:
         if not cq.move_head(head):
             self._doorbell_error(Event.INVALID_DOORBELL_VALUE)
             return
-        self.interrupts.taken(cq.vector)
-        self.settle(cq)
+        if self.interrupts.raised:
+            self.interrupts.taken(cq.vector)
+        if cq.fresh:
+            self.settle(cq)
         for sq in cq.users:
             if sq.waiting and cq.room:
                 self._ring(sq)
@@ -221,8 +231,7 @@ class Controller:
     # Running a queue.
 
     def _ring(self, sq: SubmissionQueue) -> None:
-        """Run a queue when everything that the bus has at hand was looked at: a batch of doorbells
-        then runs each queue once."""
+        """Run a queue when everything that the bus has at hand was looked at."""
         if not self._rung:
             self._function.defer(self._run_rung)
         self._rung[sq] = None
@@ -255,8 +264,9 @@ class Controller:
     def ran(self, sq: SubmissionQueue, more: bool) -> None:
         """See `Executor.ran`."""
         sq.waiting = sq.head != sq.tail
-        self.settle(sq.cq)
-        if sq.qid and ADMIN in self.cqs:
+        if sq.cq.fresh:
+            self.settle(sq.cq)
+        if sq.qid and ADMIN in self.cqs and self.cqs[ADMIN].fresh:
             self.settle(self.cqs[ADMIN])
         if more and self.enabled:
             self._ring(sq)
