@@ -24,13 +24,13 @@ import termios
 import time
 import tty
 
-TYPE_CHECKING = False  # a tenth of a second on an emulated processor goes into importing typing
-if TYPE_CHECKING:
-    from typing import Any
-
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
 import frames  # type: ignore[import-not-found]  # beside this file, not the package
+
+TYPE_CHECKING = False  # a tenth of a second on an emulated processor goes into importing typing
+if TYPE_CHECKING:
+    from typing import Any
 
 MS_RDONLY, MS_BIND, MS_MOVE = 1, 4096, 8192
 SYS_FINIT_MODULE = 313

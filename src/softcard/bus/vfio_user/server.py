@@ -108,7 +108,7 @@ class VfioUserServer:
         For clients that do not bear the end of a connection. Nobody else can connect any more.
         """
         with self._lock:
-            if self._stopping.is_set():
+            if self._stopping.is_set() or self._pulled:
                 return
             self._pulled = True
             if self._loop is not None:

@@ -14,6 +14,7 @@ from softcard.errors import PlugError, UsageError
 from softcard.guest.qemu import machine
 from softcard.guest.qemu.kernel import StockKernel, stock_kernel
 from softcard.model.card import Card
+from softcard.pcie.capabilities import MsiX
 
 if TYPE_CHECKING:
     from softcard.guest.qemu.guest import QemuGuest
@@ -85,15 +86,24 @@ class QemuBus:
         """End the guest, stop serving every card, and free all resources."""
         if self.guest is not None:
             self.guest.close()
-        for slot in self.slots:
+        for slot in list(self._slots.values()):
             slot.abandon()
         self._slots.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def slots(self) -> list[QemuSlot]:
-        """The occupied slots, by number."""
-        return [self._slots[number] for number in sorted(self._slots)]
+        """The slots with a card, by number."""
+        occupied = (self._slots[number] for number in sorted(self._slots))
+        return [slot for slot in occupied if not slot.left_behind]
+
+    def guest_has_ended(self) -> None:
+        """Called by the guest: with QEMU, what it could not forget has gone."""
+        self.guest = None
+        for slot in list(self._slots.values()):
+            if slot.left_behind:
+                slot.abandon()
+                self.release(slot)
 
     def plug(self, card: Card) -> QemuSlot:
         """Plug a card in; returns when a running guest has enumerated it.
@@ -123,6 +133,11 @@ class QemuBus:
         for number in range(machine.SLOTS):
             if number not in self._slots:
                 return number
+        if left := machine.SLOTS - len(self.slots):
+            raise PlugError(
+                f"no slot of QEMU is free: of {machine.SLOTS}, {left} had cards with MSI-X, which "
+                "QEMU cannot forget when they are unplugged; end this guest and boot another"
+            )
         raise PlugError(f"all {machine.SLOTS} slots of QEMU are taken: unplug a card first")
 
     def _occupy(self, slot: QemuSlot) -> QemuSlot:
@@ -148,6 +163,7 @@ class QemuSlot:
         number: 0 to 7.
         paths: the sockets at which the card's functions are served.
         card: the card; None when another process serves it.
+        left_behind: the card is unplugged, but QEMU cannot forget it.
     """
 
     def __init__(
@@ -157,6 +173,7 @@ class QemuSlot:
         self.number = number
         self.paths = paths
         self.card = server.card if server is not None else None
+        self.left_behind = False
         self._server = server
 
     @property
@@ -172,18 +189,64 @@ class QemuSlot:
     def unplug(self, timeout: float = TIMEOUT) -> None:
         """Orderly removal: the driver lets go while the card still answers, then it is taken out.
 
+        A card with MSI-X cannot be taken out of QEMU, which would abort (seen with 11.1.3). It is
+        taken out of Linux, and its slot stays in use until the guest ends.
+
         Raises:
             PlugError: the slot is empty already.
             GuestError: the driver does not let go within `timeout` seconds; the card stays.
         """
         self._check_occupied()
-        if self.bus.guest is not None:
-            self.bus.guest.remove_card(self, timeout)
+        guest = self.bus.guest
+        if guest is None:
+            self._leave()
+        elif self._has_msix:
+            guest.forget_card(self, timeout)
+            self._leave_behind()
+        else:
+            guest.remove_card(self, timeout)
+            self._leave()
+
+    def pull(self, timeout: float = TIMEOUT) -> None:
+        """Surprise removal: the driver finds that its card has gone; returns when it has noticed.
+
+        Only a card of this process can be pulled. What `unplug` says of MSI-X is so here, too.
+
+        Raises:
+            PlugError: the slot is empty already, or another process serves the card.
+            GuestError: the guest does not notice within `timeout` seconds.
+        """
+        self._check_occupied()
+        if self._server is None:
+            raise PlugError(
+                f"the card in slot {self.number} is served by another process: end that, which "
+                "QEMU may not survive, or unplug the card"
+            )
+        self._server.pull()
+        self.unplug(timeout)
+
+    @property
+    def _has_msix(self) -> bool:
+        # Of a card in another process nobody here knows.
+        return self.card is None or any(
+            capability.id == MsiX.id
+            for function in self.card.functions
+            for capability in function.config.capabilities
+        )
+
+    def _leave(self) -> None:
         self.abandon()
         self.bus.release(self)
 
+    def _leave_behind(self) -> None:
+        """QEMU keeps its end, and with it the slot; the card itself is free again."""
+        if self._server is not None:
+            self._server.pull()
+        self.card = None
+        self.left_behind = True
+
     def _check_occupied(self) -> None:
-        if self not in self.bus.slots:
+        if self not in self.bus.slots or self.left_behind:
             raise PlugError(f"slot {self.number} is empty: its card is unplugged already")
 
     def abandon(self) -> None:

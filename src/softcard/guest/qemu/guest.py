@@ -180,7 +180,6 @@ class QemuGuest(Guest):
     def close(self) -> None:
         """End the guest at once, as by pulling its power cord, and free all resources."""
         self._ending = True
-        self.bus.guest = None
         if hasattr(self, "process"):
             self.process.kill()
             self.process.wait()
@@ -191,6 +190,7 @@ class QemuGuest(Guest):
         if hasattr(self, "_channel"):
             self._channel.close()
         self._folder.cleanup()
+        self.bus.guest_has_ended()
 
     def reboot(self) -> None:
         """Have Linux restart the machine, and wait until it is up again; the cards see a reset.
@@ -222,14 +222,27 @@ class QemuGuest(Guest):
         self.wait_for_path(slot.sysfs)
 
     def remove_card(self, slot: QemuSlot, timeout: float) -> None:
-        """Have the drivers let go of a card, and take it out."""
+        """Have the drivers let go of a card, and take it out of QEMU."""
         device = machine.device_id(slot.number, 0)
         with self._monitor.expecting(
             "DEVICE_DELETED", lambda data: data.get("device") == device
         ) as deleted:
             self._monitor.execute("device_del", id=device)
             if not deleted.wait(timeout):
-                raise GuestError(
-                    f"the guest does not let go of the card in slot {slot.number} within "
-                    f"{timeout:g} s; the kernel log ends with:\n{self.log.tail()}"
-                )
+                raise GuestError(self._holds(slot, timeout))
+
+    def forget_card(self, slot: QemuSlot, timeout: float) -> None:
+        """Have the drivers let go of a card, and Linux forget it; for QEMU, it stays."""
+        script = 'for d in "$1"*; do echo 1 > "$d"/remove; done'
+        card = slot.sysfs.removesuffix("0")
+        removal = self.start(["/bin/sh", "-c", script, "sh", card])
+        try:
+            removal.wait(timeout)
+        except TimeoutError:
+            raise GuestError(self._holds(slot, timeout)) from None
+
+    def _holds(self, slot: QemuSlot, timeout: float) -> str:
+        return (
+            f"the guest does not let go of the card in slot {slot.number} within {timeout:g} s; "
+            f"the kernel log ends with:\n{self.log.tail()}"
+        )
