@@ -195,5 +195,5 @@ def test_the_command_line_says_where_nobody_listens(tmp_path: Path, uml_kernel: 
         [*command, "--", "true"], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("softcard: no vfio-user server can be reached at ")
+    assert done.stderr.startswith("softcard: no card can be reached at ")
     assert done.stderr.count("\n") == 1
