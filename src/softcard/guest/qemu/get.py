@@ -11,6 +11,7 @@ from pathlib import Path
 from softcard.guest.apt import Apt, AptError, first_suite_with
 from softcard.guest.kernel import cache
 from softcard.guest.qemu import program
+from softcard.guest.qemu.accelerator import accelerator_for
 from softcard.guest.qemu.errors import QemuError
 from softcard.guest.qemu.kernel import (
     StockKernel,
@@ -53,6 +54,8 @@ def get(progress: Progress) -> tuple[Qemu, StockKernel]:
             kernel = find_kernel() or _get_kernel(
                 Path(work), lambda step, share: progress(step, QEMU_SHARE + share)
             )
+            progress("trying KVM", 1.0)
+            accelerator_for(qemu, kernel)
             return qemu, kernel
     except (AptError, OSError) as error:
         raise QemuError(f"QEMU cannot be had from Debian: {error}") from None

@@ -18,6 +18,7 @@ from softcard.guest.channel import Channel
 from softcard.guest.guest import AGENT, Guest, die_with_parent
 from softcard.guest.log import KernelLog
 from softcard.guest.qemu import machine
+from softcard.guest.qemu.accelerator import accelerator_for
 from softcard.guest.qemu.initramfs import MODULES, initramfs
 from softcard.guest.qemu.kernel import need_kernel
 from softcard.guest.qemu.modules import module_images
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 BOOT_TIMEOUT = 120.0
 END_TIMEOUT = 10.0
 GREETING_BYTES = 16
+# It says the one of every card, and the other of those that were pulled.
+HARMLESS = ("Could not enable error recovery", "stuck in D3")
 PANIC = "---[ end Kernel panic"
 # Nothing here is to be protected from the guest's own programs, nor are there any to be confined.
 COMMAND_LINE = (
@@ -55,7 +58,11 @@ class QemuGuest(Guest):
         self.bus = bus
         self.qemu = need_qemu()
         self.kernel = bus.kernel or need_kernel()
-        self.accelerator = machine.TCG
+        self.accelerator = accelerator_for(self.qemu, self.kernel)
+        log.info(
+            "Linux %s boots in QEMU %s with %s",
+            self.kernel.release, self.qemu.version, self.accelerator.name,
+        )  # fmt: skip
         self._ending = False
         self._folder = tempfile.TemporaryDirectory(prefix="softcard-guest-")
         self._greeting = secrets.token_bytes(GREETING_BYTES)
@@ -114,7 +121,7 @@ class QemuGuest(Guest):
             for theirs in (its_channel, its_monitor):
                 theirs.close()
         self.log = KernelLog(log_read, self._heard)
-        self.messages = KernelLog(messages_read, lambda line: log.warning("QEMU says: %s", line))
+        self.messages = KernelLog(messages_read, self._complained)
         return channel, monitor
 
     def _command_line(self) -> str:
@@ -133,6 +140,10 @@ class QemuGuest(Guest):
         if PANIC in line:
             # It would stand still from now on.
             self.process.kill()
+
+    def _complained(self, line: str) -> None:
+        if not any(text in line for text in HARMLESS):
+            log.warning("QEMU says: %s", line)
 
     def _connect(self, monitor: socket.socket) -> Monitor:
         try:
