@@ -76,6 +76,9 @@ cdef struct Space:
     Py_buffer buffer
 
 
+cdef class SubmissionState
+
+
 cdef class CompletionState:
     """What C needs of a completion queue."""
 
@@ -89,16 +92,21 @@ cdef class CompletionState:
         cdef long room = self.head - self.tail - 1
         return room if room >= 0 else room + self.size
 
-    cdef inline bint takes_head(self, uint32_t head) noexcept:
+    cdef bint takes_head(self, uint32_t head) except -1:
         """Whether the host's new head is possible, and nothing waits for it."""
         cdef long taken = <long>head - self.head, posted = self.tail - self.head
-        return (
-            head < self.size
-            and (taken if taken >= 0 else taken + self.size)
-            <= (posted if posted >= 0 else posted + self.size)
-            and not self.backlog
-            and len(<set>self.users) == 1
-        )
+        cdef SubmissionState sq
+        if (
+            head >= self.size
+            or (taken if taken >= 0 else taken + self.size)
+            > (posted if posted >= 0 else posted + self.size)
+            or self.backlog
+        ):
+            return False
+        for sq in <set>self.users:
+            if sq.waiting:
+                return False
+        return True
 
 
 cdef class SubmissionState:
@@ -234,8 +242,6 @@ cdef class Core:
         cdef CompletionState cq = sq.cq
         cdef uint32_t tail = ring_load32(words + sq.qid * DOORBELL_PAIR)
         cdef uint32_t head = ring_load32(words + cq.qid * DOORBELL_PAIR + DOORBELL_PAIR // 2)
-        cdef uint64_t start
-        cdef int result
         if sq.qid == 0 or heads or not sq.takes_tail(tail):
             doorbells.check(sq)
             return False
@@ -245,7 +251,41 @@ cdef class Core:
                 return False
             cq.seen_head = cq.head = head
         sq.seen_tail = sq.tail = tail
-        start = ring_nanoseconds()
+        return self._serve(sq)
+
+    def ring(self, list noted, dict sqs, dict cqs):
+        """See `Engine.ring`."""
+        cdef CompletionState cq
+        cdef SubmissionState sq
+        cdef uint32_t index, value
+        cdef list left = []
+        if not self._may_run():
+            return noted
+        for doorbell in noted:
+            index, value = <tuple>doorbell
+            if index & 1:
+                cq = cqs.get(index >> 1)
+                if cq is None or not cq.takes_head(value):
+                    left.append(doorbell)
+                else:
+                    cq.head = value
+        for doorbell in noted:
+            index, value = <tuple>doorbell
+            if not index & 1:
+                sq = sqs.get(index >> 1)
+                if sq is None or not index or not sq.takes_tail(value):
+                    left.append(doorbell)
+                else:
+                    sq.tail = value
+                    self._serve(sq)
+        self._count()
+        return left
+
+    cdef bint _serve(self, SubmissionState sq) except -1:
+        """Run a queue and tell the host; False where Python code had to be called."""
+        cdef CompletionState cq = sq.cq
+        cdef uint64_t start = ring_nanoseconds()
+        cdef int result
         self.running = True
         try:
             result = self._run(sq)

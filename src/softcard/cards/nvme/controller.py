@@ -175,6 +175,8 @@ class Controller:
 
     def _doorbells_rung(self, noted: list[tuple[int, int]]) -> None:
         """The host wrote doorbells, whose numbers and values these are."""
+        if not (self.shadow.active or self.interrupts.raised) and self._function.dma.allowed:
+            noted = self.engine.ring(noted, self.sqs, self.cqs)
         # Heads first: they make room.
         for index, value in noted:
             if index & 1 and self.enabled:

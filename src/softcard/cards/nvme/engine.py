@@ -16,14 +16,13 @@ from softcard.cards.nvme.memory import HostMemory
 from softcard.cards.nvme.namespace import Namespaces
 from softcard.cards.nvme.queues import (
     CID_SHIFT,
-    PHASE,
     SQ_ID_SHIFT,
     CompletionQueue,
     SubmissionQueue,
 )
 
-# Opcode, flags, command identifier, namespace; PRP 1; first block; dword 12.
-_FIELDS = struct.Struct("<BBHI16xQ8xQI12x")
+# Opcode and flags, command identifier, namespace; PRP 1; first block; dword 12.
+_FIELDS = struct.Struct("<HHI16xQ8xQI12x")
 READ, WRITE = int(IoOpcode.READ), int(IoOpcode.WRITE)
 UNIT = 512
 BYTES_PER_TURN = 8 << 20
@@ -119,73 +118,97 @@ class Engine:
                 busy = True
         return busy
 
+    def ring(
+        self,
+        noted: list[tuple[int, int]],
+        sqs: dict[int, SubmissionQueue],
+        cqs: dict[int, CompletionQueue],
+    ) -> list[tuple[int, int]]:
+        """Take the host's new tails and heads, and run the queues, as far as nothing about it is
+        out of the ordinary.
+
+        Args:
+            noted: numbers and values of doorbells.
+            sqs, cqs: the queues by identifier.
+
+        Returns:
+            What is left to the controller.
+        """
+        return noted
+
     def run(self, sq: SubmissionQueue) -> bool:
         """Run the queue until it is empty, its completion queue is full, or it had its turn.
 
         Returns:
             Whether there is more to do right away.
         """
-        unpack, executor = _FIELDS.unpack_from, self._executor
-        ready, pages = self._namespaces.ready, self._memory.pages
-        page_size = self._memory.page_size
-        whole = page_size if page_size <= self._max_transfer else 0
-        inspecting = self.inspecting
-        cq = sq.cq
-        entries, size, tail, head = sq.entries, sq.size, sq.tail, sq.head
-        words, cq_size = cq.words, cq.size
-        room, at, phase = cq.room, cq.tail, cq.phase
-        sq_id = sq.qid << SQ_ID_SHIFT
-        reads = writes = posted = 0
+        executor, cq = self._executor, sq.cq
         budget = BYTES_PER_TURN
-        while head != tail and room and budget > 0:
-            offset = head * ENTRY_SIZE
-            opcode, flags, cid, nsid, prp1, slba, dw12 = unpack(entries, offset)
+        while sq.head != sq.tail and cq.room and budget > 0:
+            if not self.inspecting:
+                moved = self._run_plain(sq, budget)
+                if moved:
+                    budget -= moved
+                    continue
+            offset = sq.head * ENTRY_SIZE
+            sq.head = (sq.head + 1) % sq.size
+            budget -= COMMAND_COST
+            if not (self.inspecting and executor.inspect(sq, offset)):
+                budget -= executor.execute(sq, offset)
+        return sq.head != sq.tail and cq.room > 0
+
+    def _run_plain(self, sq: SubmissionQueue, budget: int) -> int:
+        """Run commands as long as each moves a page to or from memory; how many bytes they moved.
+
+        There is room for a completion, and it stops where a ring ends.
+        """
+        cq, head, page_size = sq.cq, sq.head, self._memory.page_size
+        ready, pages = self._namespaces.ready, self._memory.pages
+        size, words, at = sq.size, cq.words, cq.tail << 1
+        others = sq.qid << SQ_ID_SHIFT | cq.phase
+        end = head + min(
+            (sq.tail if sq.tail > head else size) - head,
+            cq.room,
+            cq.size - cq.tail,
+            -(-budget // page_size),
+        )
+        known = reads = writes = 0
+        for kind, cid, nsid, prp1, slba, blocks in _FIELDS.iter_unpack(
+            sq.entries[head * ENTRY_SIZE : end * ENTRY_SIZE]
+        ):
+            if nsid != known:
+                namespace = ready.get(nsid)
+                if namespace is None or namespace.view is None:
+                    break
+                known, data, shift = nsid, namespace.view, namespace.shift
+                plain = (page_size >> shift) - 1 if page_size <= self._max_transfer else -1
+                last = namespace.blocks - 1 - plain
+            page = pages.get(prp1)
+            if page is None or blocks != plain or slba > last:
+                break
+            start = slba << shift
+            if kind == READ:
+                page[:] = data[start : start + page_size]
+                reads += 1
+            elif kind == WRITE:
+                data[start : start + page_size] = page
+                writes += 1
+            else:
+                break
             head += 1
             if head == size:
                 head = 0
-            if inspecting:
-                sq.head, cq.tail, cq.phase = head, at, phase
-                completed = executor.inspect(sq, offset)
-                room, at, phase = cq.room, cq.tail, cq.phase
-                if completed:
-                    continue
-            if (opcode == READ or opcode == WRITE) and not flags and dw12 < 0x10000:  # noqa: SIM109
-                page, namespace = pages.get(prp1), ready.get(nsid)
-                if page is not None and namespace is not None:
-                    data, shift = namespace.view, namespace.shift
-                    count = dw12 + 1
-                    if (
-                        count << shift == whole
-                        and slba + count <= namespace.blocks
-                        and data is not None
-                    ):
-                        start = slba << shift
-                        if opcode == READ:
-                            page[:] = data[start : start + page_size]
-                            reads += 1
-                        else:
-                            data[start : start + page_size] = page
-                            writes += 1
-                        words[at << 1] = 0
-                        # The word with the phase bit comes last: the host looks for it.
-                        words[(at << 1) + 1] = head | sq_id | cid << CID_SHIFT | phase
-                        at += 1
-                        if at == cq_size:
-                            at = 0
-                            phase ^= PHASE
-                        room -= 1
-                        posted = 1
-                        budget -= page_size
-                        continue
-            sq.head, cq.tail, cq.phase = head, at, phase
-            budget -= executor.execute(sq, offset) + COMMAND_COST
-            room, at, phase = cq.room, cq.tail, cq.phase
-        sq.head, cq.tail, cq.phase = head, at, phase
-        if posted:
-            cq.fresh = True
-            health, units = self._health, page_size // UNIT
+            words[at] = 0
+            # The word with the phase bit comes last: the host looks for it.
+            words[at + 1] = head | cid << CID_SHIFT | others
+            at += 2
+        moved = (reads + writes) * page_size
+        if moved:
+            sq.head = head
+            cq.advance(at >> 1)
+            health = self._health
             health.reads += reads
             health.writes += writes
-            health.units_read += reads * units
-            health.units_written += writes * units
-        return head != tail and room > 0
+            health.units_read += reads * page_size // UNIT
+            health.units_written += writes * page_size // UNIT
+        return moved

@@ -158,6 +158,14 @@ class CompletionQueue:
         self.backlog.append((result, high))
         self._drain()
 
+    def advance(self, tail: int) -> None:
+        """Entries were written up to `tail`, which is at most the end of the ring."""
+        if tail == self.size:
+            tail = 0
+            self.phase ^= PHASE
+        self.tail = tail
+        self.fresh = True
+
     def _drain(self) -> None:
         backlog, words, size = self.backlog, self.words, self.size
         room = (self.head - self.tail - 1) % size
