@@ -8,6 +8,7 @@ import random
 import re
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -390,6 +391,24 @@ def test_dma_is_answered_while_a_read_waits(fake: FakeServer, simulated_bus: Sim
 
     fake.answers[Command.REGION_READ] = read
     assert device.read(0, 0).to_bytes(4, "little") == b"data"
+
+
+def test_a_question_right_before_a_reply_is_answered_at_once(
+    fake: FakeServer, simulated_bus: SimulatedBus
+) -> None:
+    device = plugged(fake, simulated_bus)
+    memory = simulated_bus.alloc(4096)
+    question = wire.DMA_ACCESS.pack(memory.address, 4)
+
+    def read(payload: bytes, fds: list[int]) -> bytes:
+        asked = message(1, Command.DMA_READ, question, flags=wire.COMMAND)
+        return Raw(asked + message(fake.ident, Command.REGION_READ, payload + bytes(4)))
+
+    fake.answers[Command.REGION_READ] = read
+    assert device.read(0, 0) == 0
+    deadline = time.monotonic() + 5
+    while not fake.replies:
+        assert time.monotonic() < deadline
 
 
 def test_questions_without_end_do_not_keep_a_read_waiting(
