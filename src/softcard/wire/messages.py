@@ -25,7 +25,7 @@ from softcard.wire.vfio_user import (
 )
 
 REPLY_TIMEOUT = 5.0
-AT_ONCE = 64
+IN_FLIGHT = 1 << 16
 IDS = 1 << 16
 POSTED = COMMAND | NO_REPLY
 # What may wait for an owner that is busy, in bytes; a message and a descriptor cost some more.
@@ -113,6 +113,11 @@ class Messages:
     def waiting(self) -> bool:
         """Whether something has been received that nobody has taken."""
         return bool(self._commands or self._at) or self._stream.holds_more
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left of what has come."""
+        return not (self._stream.length or self._commands) and not self._stream.holds_more
 
     def receive(self) -> bool:
         """Receive once, without waiting; whether there is anything to take.
@@ -294,35 +299,53 @@ class Messages:
         """Send many commands of a kind before waiting for the first reply; see `request`."""
         found: list[bytes] = []
         idents: deque[int] = deque()
+        sizes: deque[int] = deque()
+        flying = sent = 0
         try:
-            for payload in payloads:
-                if len(idents) == AT_ONCE:
-                    found.append(self._await(idents.popleft()))
-                idents.append(self._begin(command, payload))
-            while idents:
+            while len(found) < len(payloads):
+                if flying <= IN_FLIGHT // 2 and sent < len(payloads):
+                    start = sent
+                    # What is on its way fits into the socket: a peer that does not read before we
+                    # have taken its replies does not stop us.
+                    while sent < len(payloads) and (
+                        sent == start or flying + len(payloads[sent]) < IN_FLIGHT
+                    ):
+                        sizes.append(HEADER_SIZE + len(payloads[sent]))
+                        flying += sizes[-1]
+                        sent += 1
+                    idents.extend(self._begin(command, payloads[start:sent]))
                 found.append(self._await(idents.popleft()))
+                flying -= sizes.popleft()
         finally:
             # One has failed: what the others bring means nothing.
             for ident in idents:
                 self._end(ident)
         return found
 
-    def _begin(self, command: int, payload: bytes) -> int:
+    def _begin(self, command: int, payloads: Sequence[bytes]) -> list[int]:
+        idents: list[int] = []
         with self._lock:
             if len(self._abandoned) >= MAX_ABANDONED:
                 raise OSError(errno.ETIMEDOUT, "the peer has stopped answering")
-            ident = self._next
-            while ident in self._replies or ident in self._abandoned:
-                ident = (ident + 1) % IDS
-            self._next = (ident + 1) % IDS
-            self._replies[ident] = None
-        size = HEADER_SIZE + len(payload)
+            for _ in payloads:
+                ident = self._next
+                while ident in self._replies or ident in self._abandoned:
+                    ident = (ident + 1) % IDS
+                self._next = (ident + 1) % IDS
+                self._replies[ident] = None
+                idents.append(ident)
         try:
-            self._stream.send(HEADER.pack(ident, command, size, COMMAND, 0) + payload)
+            self._stream.send(
+                b"".join(
+                    HEADER.pack(ident, command, HEADER_SIZE + len(payload), COMMAND, 0) + payload
+                    for ident, payload in zip(idents, payloads, strict=True)
+                )
+            )
         except BaseException:
-            self._end(ident)
+            for ident in idents:
+                self._end(ident)
             raise
-        return ident
+        return idents
 
     def _end(self, ident: int) -> None:
         """Nobody waits for this reply any more; it may come yet."""

@@ -19,6 +19,8 @@ _FD_SIZE = array.array("i").itemsize
 # One more than allowed shows that there were too many.
 _ANCILLARY = socket.CMSG_SPACE((MAX_FDS + 1) * _FD_SIZE)
 
+Data = bytes | bytearray | memoryview
+
 
 class HungUpError(Exception):
     """The peer has closed the connection, or takes nothing any more."""
@@ -127,7 +129,11 @@ class MessageStream:
             self._fds = [(at - count, fds) for at, fds in self._fds]
 
     def send(
-        self, data: bytes | memoryview, fds: Sequence[int] = (), *, receive_up_to: int = 0
+        self,
+        data: bytes | bytearray | memoryview,
+        fds: Sequence[int] = (),
+        *,
+        receive_up_to: int = 0,
     ) -> None:
         """Send all of `data`, from any thread; the descriptors go with its first byte.
 
@@ -140,7 +146,7 @@ class MessageStream:
         Raises:
             HungUpError: the peer has gone, or has taken nothing for 5 s.
         """
-        rest: bytes | memoryview = data
+        rest: Data = data
         with self._send_lock:
             try:
                 while True:
@@ -154,7 +160,7 @@ class MessageStream:
             except OSError as error:
                 raise HungUpError(error.strerror) from None
 
-    def _send_some(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
+    def _send_some(self, data: Data, fds: Sequence[int]) -> int:
         if fds:
             return socket.send_fds(self._socket, [data], list(fds))
         return self._socket.send(data)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softcard.errors import UsageError
-from softcard.wire.stream import HungUpError, MessageStream
+from softcard.wire.stream import Data, HungUpError, MessageStream
 
 AUTHORITY, CERTIFICATE, KEY = "ca.pem", "cert.pem", "key.pem"
 
@@ -105,7 +105,7 @@ class TlsStream(MessageStream):
         """See `MessageStream.wait`."""
         return self.holds_more or super().wait(timeout)
 
-    def _send_some(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
+    def _send_some(self, data: Data, fds: Sequence[int]) -> int:
         if fds:
             raise ValueError("descriptors cannot pass over a network")
         try:

@@ -18,7 +18,8 @@ MAX_VERSION = 4096
 # What a server that does not read while it sends may be ahead of us.
 MAX_BACKLOG = 1 << 26
 MAX_MESSAGE = wire.HEADER_SIZE + wire.DMA_ACCESS.size + wire.DEFAULT_TRANSFER
-SERVED_AT_ONCE = 64
+SERVED_AT_ONCE = 256
+ANSWERS_AT_ONCE = 1 << 18
 IDS = 1 << 16
 
 
@@ -68,6 +69,7 @@ class Client:
         self._ident = 0
         # Where the next message is in the stream's buffer.
         self._at = 0
+        self._answers = bytearray()
         self._why: str | None = None
         self._passes_fds = stream.passes_fds
         self.max_fds = 0
@@ -173,7 +175,7 @@ class Client:
         flags = wire.COMMAND | wire.NO_REPLY
         self._send(wire.HEADER.pack(0, command, size, flags, 0) + payload)
 
-    def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+    def _send(self, data: bytes | bytearray, fds: Sequence[int] = ()) -> None:
         if self._why is not None:
             raise LostError(self._why)
         try:
@@ -193,6 +195,7 @@ class Client:
                     if time.monotonic() > deadline:
                         break
                     continue
+                self._flush()
                 payload, fds = self._take(size)
                 if flags & wire.TYPE_MASK != wire.REPLY or got != ident or about != command:
                     _close_all(fds)
@@ -210,6 +213,7 @@ class Client:
                         + (str(least) if least == most else f"{least} to {most}")
                     )
                 return payload, fds
+            self._flush()
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self._fail(f"it has not answered {command.name} for {TIMEOUT:g} s")
@@ -279,6 +283,7 @@ class Client:
             if flags & wire.TYPE_MASK != wire.COMMAND:
                 raise self._fail(f"message {ident} with flags {flags:#x} replies to nothing")
             self._serve(ident, command, size, flags)
+        self._flush()
         return received
 
     @property
@@ -305,7 +310,16 @@ class Client:
             return
         flags = wire.REPLY | (wire.ERROR if error else 0)
         size = wire.HEADER_SIZE + len(answer)
-        self._send(wire.HEADER.pack(ident, command, size, flags, error) + answer)
+        self._answers += wire.HEADER.pack(ident, command, size, flags, error)
+        self._answers += answer
+        if len(self._answers) > ANSWERS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send the answers that wait for company."""
+        if self._answers:
+            answers, self._answers = self._answers, bytearray()
+            self._send(answers)
 
     def _answer(self, command: int, payload: bytes) -> bytes:
         if command == Command.DMA_READ and len(payload) == wire.DMA_ACCESS.size:
