@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,18 +21,21 @@ from softcard.errors import UsageError
 from softcard.model.options import Size
 
 if TYPE_CHECKING:
-    from softcard.bus.uml import UmlBus
+    from softcard.bus.uml import UmlBus, UmlSlot
     from softcard.guest.guest import Guest
     from softcard.guest.kernel import Kernel
-    from softcard.guest.uml import UmlGuest
+    from softcard.guest.qemu import QemuBus, QemuSlot
+
+    Bus = UmlBus | QemuBus
+    Slot = UmlSlot | QemuSlot
 
 # The guest sees this machine's files, but not those in these folders.
 HIDDEN = ("/tmp", "/run", "/dev")
 VISIBLE = "/var/tmp"
 F = TypeVar("F", bound=Callable[..., Any])
-READY = ("uml",)
+UML, VFIO_USER, QEMU = "uml", "vfio-user", "qemu"
+READY = (UML, VFIO_USER)
 PLANNED = {
-    "vfio-user": "it is planned, not built yet",
     "host": "it is planned, not built yet",
     "simulated": "it has no guest; unit tests drive it from Python, see softcard.bus.simulated",
 }
@@ -48,6 +51,8 @@ class GuestOptions:
     modules: tuple[Path, ...]
     kernel_arguments: tuple[str, ...]
     completion_timeout: float
+    guest: str | None = None
+    kernel: Path | None = None
 
 
 def guest_options(command: F) -> F:
@@ -56,7 +61,17 @@ def guest_options(command: F) -> F:
         (
             click.option(
                 "--bus", default="uml", show_default=True, metavar="BUS",
-                help="Where the card is plugged in.",
+                help="Where the card is plugged in: uml, or vfio-user.",
+            ),
+            click.option(
+                "--guest", type=click.Choice([QEMU]),
+                help="With --bus vfio-user: boot a stock Linux in QEMU; without it, a virtual "
+                "machine of yours may use the card.",
+            ),
+            click.option(
+                "--kernel", type=click.Path(path_type=Path), metavar="FILE",
+                help="With --guest qemu: this kernel, such as /boot/vmlinuz, with its modules in "
+                "/lib/modules or beside it; the one of softcard qemu get otherwise.",
             ),
             click.option(
                 "--memory", type=FromText(Size), default="512M", show_default=True,
@@ -89,14 +104,19 @@ completion_timeout_option = click.option(
 )  # fmt: skip
 
 
-def check_bus(name: str) -> None:
-    """Raise `UsageError` unless the command line can use this bus."""
+def check_bus(options: GuestOptions) -> None:
+    """Raise `UsageError` unless the command line can use this bus, and this guest on it."""
+    name = options.bus
     if name in PLANNED:
         raise UsageError(f"--bus {name} cannot be used here: {PLANNED[name]}; use --bus uml")
     if name not in READY:
         raise UsageError(
             f"there is no bus {name}: the buses are {', '.join((*READY, *PLANNED))}; use --bus uml"
         )
+    if options.guest is not None and name != VFIO_USER:
+        raise UsageError(f"--guest {options.guest} goes with --bus vfio-user, not {name}")
+    if options.kernel is not None and options.guest is None:
+        raise UsageError("--kernel goes with --bus vfio-user --guest qemu")
 
 
 def check_modules(modules: tuple[Path, ...]) -> None:
@@ -124,21 +144,49 @@ def ready_kernel() -> Kernel:
 
 
 @contextmanager
-def booted(bus: UmlBus, options: GuestOptions) -> Iterator[UmlGuest]:
-    """A guest behind `bus`, with its modules loaded."""
-    from softcard.guest.uml import UmlGuest
+def opened(options: GuestOptions) -> Iterator[Bus]:
+    """The bus that the user wants, without a guest."""
+    if options.bus == UML:
+        from softcard.bus.uml import UmlBus
 
-    kernel = ready_kernel()
-    with UmlGuest(
-        bus,
-        kernel=kernel,
+        with UmlBus(completion_timeout=options.completion_timeout) as uml:
+            yield uml
+        return
+    from softcard.guest.qemu import QemuBus
+
+    with QemuBus(
+        kernel=options.kernel,
         memory=int(options.memory),
         arguments=options.kernel_arguments,
         echo=_print_log_line if options.log else None,
-    ) as guest:
+        completion_timeout=options.completion_timeout,
+    ) as bus:
+        yield bus
+
+
+@contextmanager
+def booted(bus: Bus, options: GuestOptions) -> Iterator[Guest]:
+    """A guest behind `bus`, with its modules loaded."""
+    with _guest(bus, options) as guest:
         for module in options.modules:
             load_module(guest, module)
         yield guest
+
+
+def _guest(bus: Bus, options: GuestOptions) -> AbstractContextManager[Guest]:
+    from softcard.bus.uml import UmlBus
+
+    if not isinstance(bus, UmlBus):
+        return bus.boot()
+    from softcard.guest.uml import UmlGuest
+
+    return UmlGuest(
+        bus,
+        kernel=ready_kernel(),
+        memory=int(options.memory),
+        arguments=options.kernel_arguments,
+        echo=_print_log_line if options.log else None,
+    )
 
 
 def load_module(guest: Guest, module: Path) -> None:

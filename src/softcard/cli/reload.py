@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import watchfiles
 
-from softcard.bus.uml import UmlSlot
 from softcard.cli.errors import CardCodeError, show_user_frames, tell
 from softcard.cli.options import card_options, make_card
 from softcard.cli.output import err
 from softcard.cli.source import CardFile, Source
 from softcard.errors import DeclarationError, GuestError, SoftcardError, UsageError
 from softcard.model.card import Card
+
+if TYPE_CHECKING:
+    from softcard.cli.guest import Slot
 
 DEBOUNCE_MS = 100
 STEP_MS = 30
@@ -31,7 +33,7 @@ class Reloader:
         parameters: what the user gave on the command line.
     """
 
-    def __init__(self, slot: UmlSlot, source: Source, parameters: Mapping[str, object]) -> None:
+    def __init__(self, slot: Slot, source: Source, parameters: Mapping[str, object]) -> None:
         assert source.file is not None
         assert slot.card is not None
         self._slot = slot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,24 +25,28 @@ from softcard.cli.card_command import (
 )
 from softcard.cli.errors import reported, show_log
 from softcard.cli.guest import (
+    QEMU,
+    UML,
+    VFIO_USER,
     GuestOptions,
     booted,
     check_bus,
     check_modules,
     ended_by_signals,
     guest_options,
+    opened,
 )
 from softcard.cli.options import make_card
-from softcard.cli.output import err, print_at_once
-from softcard.cli.source import CardFile, Source
+from softcard.cli.output import err, out, print_at_once
+from softcard.cli.source import CardFile, Served, Source
 from softcard.errors import GuestError, UsageError
 from softcard.model.card import Card
 
 if TYPE_CHECKING:
-    from softcard.bus.uml import UmlBus, UmlSlot
+    from softcard.cli.guest import Bus, Slot
     from softcard.cli.reload import Reloader
     from softcard.guest.channel import Process
-    from softcard.guest.uml import UmlGuest
+    from softcard.guest.guest import Guest
 
 CHUNK = 1 << 16
 
@@ -85,12 +90,27 @@ def make_command(cls: type[CardCommand], name: str, text: str) -> click.Command:
             raise click.UsageError("--shell and a command exclude each other", ctx)
         if reload and (source is None or source.file is None):
             raise UsageError("--reload needs a card in a file: there is nothing here to save")
-        check_bus(options.bus)
+        check_bus(options)
         check_modules(options.modules)
+        if source is None and options.bus != UML:
+            raise UsageError(
+                f"{parameters['card']} is served for the uml bus only: serve the card with "
+                "softcard serve --listen, and name it vfio-user:SOCKET"
+            )
         if source is None:
             path = Path(parameters["card"].removeprefix(REMOTE))
             return run_in_guest(lambda bus: bus.plug_socket(path), options, action, nullcontext)
+        if isinstance(source, Served) and options.guest == QEMU:
+            path = source.path
+            return run_in_guest(lambda bus: bus.plug_socket(path), options, action, nullcontext)
         card = make_card(class_of(ctx), parameters, source.file)
+        if options.bus == VFIO_USER and options.guest is None:
+            if shell or reload or action.command or options.modules:
+                raise UsageError(
+                    "--bus vfio-user alone only serves the card: add --guest qemu for a guest in "
+                    "which something can be done"
+                )
+            return serve_here(card, options)
         reloader = partial(_reloader, source, parameters) if reload else nullcontext
         return run_in_guest(lambda bus: bus.plug(card), options, action, reloader)
 
@@ -100,7 +120,7 @@ def make_command(cls: type[CardCommand], name: str, text: str) -> click.Command:
 run = make_command(
     RunCommand,
     "run",
-    """Plug CARD into an embedded Linux and do something there.
+    """Plug CARD into a Linux and do something there: an embedded one, or a stock one in QEMU.
 
     CARD is a Python file (printer.py, or printer.py:Printer where it has several), a card that is
     shipped (softcard cards lists them), uml:SOCKET for one that softcard serve serves, or
@@ -111,6 +131,7 @@ run = make_command(
     softcard run printer.py --shell
     softcard run nvme --size 1G -- mkfs.ext4 /dev/nvme0n1
     softcard run printer.py --reload --shell
+    softcard run nvme --bus vfio-user --guest qemu -- lsblk
 
     The exit status is that of the command or the shell. Without either, the guest runs until
     Ctrl-C.
@@ -146,10 +167,10 @@ class _OwnFile(CardFile):
 
 
 def run_in_guest(
-    plug: Callable[[UmlBus], UmlSlot],
+    plug: Callable[[Bus], Slot],
     options: GuestOptions,
     action: Action,
-    reloader: Callable[[UmlSlot], AbstractContextManager[object]],
+    reloader: Callable[[Slot], AbstractContextManager[object]],
 ) -> int:
     """Plug a card in, boot, and do what the user wants; the exit status.
 
@@ -159,17 +180,42 @@ def run_in_guest(
         action: what to do in the guest.
         reloader: what watches the card's file meanwhile.
     """
-    from softcard.bus.uml import UmlBus
-
     print_at_once()
     show_log(options.log)
-    with ended_by_signals(), UmlBus(completion_timeout=options.completion_timeout) as bus:
+    with ended_by_signals(), opened(options) as bus:
         slot = plug(bus)
         with booted(bus, options) as guest, reloader(slot):
             return perform(action, guest, slot)
 
 
-def perform(action: Action, guest: UmlGuest, slot: UmlSlot) -> int:
+def serve_here(card: Card, options: GuestOptions) -> int:
+    """Serve a card over vfio-user until Ctrl-C, and say what to type for a virtual machine."""
+    from softcard.bus.vfio_user import VfioUserServer
+    from softcard.cli.vmm import lines
+
+    name = type(card).__name__
+
+    def changed(connected: bool) -> None:
+        err().print(f"{name} is {'plugged in' if connected else 'unplugged'}", style="dim")
+
+    print_at_once()
+    show_log(options.log)
+    with ended_by_signals(), tempfile.TemporaryDirectory(prefix="softcard-") as folder:
+        server = VfioUserServer(
+            card, Path(folder, "card"), completion_timeout=options.completion_timeout,
+            changed=changed,
+        )  # fmt: skip
+        try:
+            for line in lines(server.paths):
+                out().print(line, markup=False)
+            err().print(f"{name} waits for a virtual machine; Ctrl-C ends it", style="dim")
+            threading.Event().wait()
+        finally:
+            server.stop()
+    return 0
+
+
+def perform(action: Action, guest: Guest, slot: Slot) -> int:
     """Do what the user wants in the guest; the exit status."""
     if action.command:
         return run_command(guest, action.command)
@@ -187,7 +233,7 @@ def perform(action: Action, guest: UmlGuest, slot: UmlSlot) -> int:
     )
 
 
-def run_command(guest: UmlGuest, command: list[str]) -> int:
+def run_command(guest: Guest, command: list[str]) -> int:
     """Run a command with this process's own standard streams; its exit status."""
     process = guest.start(command)
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
@@ -231,7 +277,7 @@ def _whole_line_ends() -> Iterator[None]:
             stream.reconfigure(newline="\n")
 
 
-def _reloader(source: Source, parameters: dict[str, Any], slot: UmlSlot) -> Reloader:
+def _reloader(source: Source, parameters: dict[str, Any], slot: Slot) -> Reloader:
     from softcard.cli.reload import Reloader
 
     return Reloader(slot, source, parameters)

@@ -167,12 +167,12 @@ class Agent:
 
     def serve(self) -> None:
         """Serve until the host hangs up."""
+        if self.loads_modules:
+            self.load_modules_of_cards()
         if self.greeting:
             os.write(self.channel, self.greeting)
         else:
             self.send(frames.READY, 0)
-        if self.loads_modules:
-            self.load_modules_of_cards()
         while True:
             for fd, _ in self.epoll.poll(0.05 if self.waits else -1):
                 if fd == self.channel:
@@ -416,13 +416,18 @@ class Agent:
     # Modules, as udev would load them.
 
     def load_modules_of_cards(self) -> None:
-        """Load what fits the cards that were there from the start; none for the machine itself."""
+        """Load what fits the cards that were there from the start; nothing for the machine itself.
+
+        Returns when their drivers have taken them, as a kernel with built-in drivers would.
+        """
         aliases = []
         for name in os.listdir(PCI_DEVICES):  # noqa: PTH208
             if not name.startswith(ROOT_BUS):
                 with open(f"{PCI_DEVICES}/{name}/modalias") as file:  # noqa: PTH123
                     aliases.append(file.read().strip())
-        self.modprobe(aliases)
+        pid = self.modprobe(aliases)
+        if pid:
+            os.waitpid(pid, 0)
 
     def load_modules_for(self, message: bytes) -> None:
         """Load what fits a device that has come: `add@PATH`, then `NAME=VALUE`s, all ended by 0."""
@@ -431,14 +436,16 @@ class Agent:
             marked = "MODALIAS="
             self.modprobe([f.removeprefix(marked) for f in fields if f.startswith(marked)])
 
-    def modprobe(self, aliases: list[str]) -> None:
-        """Start loading modules; `reap` collects the process."""
-        if aliases:
-            command = [MODPROBE, "--all", "--quiet", "--use-blacklist", *aliases]
-            try:
-                os.posix_spawn(command[0], command, os.environ)
-            except OSError as error:
-                print(f"softcard agent: {MODPROBE}: {error.strerror}", flush=True)
+    def modprobe(self, aliases: list[str]) -> int:
+        """Start loading modules, if there are any; the process, which `reap` collects."""
+        if not aliases:
+            return 0
+        command = [MODPROBE, "--all", "--quiet", "--use-blacklist", *aliases]
+        try:
+            return os.posix_spawn(command[0], command, os.environ)
+        except OSError as error:
+            print(f"softcard agent: {MODPROBE}: {error.strerror}", flush=True)
+            return 0
 
     def check_waits(self) -> None:
         """Answer those whose file has come or gone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -13,7 +14,7 @@ from softcard.bus.vfio_user.server import COMPLETION_TIMEOUT
 from softcard.errors import PlugError, UsageError
 from softcard.guest.qemu import machine
 from softcard.guest.qemu.kernel import StockKernel, stock_kernel
-from softcard.model.card import Card
+from softcard.model.card import MAX_FUNCTIONS, Card
 from softcard.pcie.capabilities import MsiX
 
 if TYPE_CHECKING:
@@ -122,12 +123,17 @@ class QemuBus:
     def plug_socket(self, path: Path) -> QemuSlot:
         """Plug in a card that another process serves over vfio-user at `path`.
 
+        Function n of a card with several is looked for at `path`.n, as `VfioUserServer` has it.
+
         Raises:
             PlugError: all eight slots are taken, or nobody listens there.
         """
         if not path.is_socket():
             raise PlugError(f"no card is served at {path}: it is no socket")
-        return self._occupy(QemuSlot(self, self._free_number(), [path.absolute()], None))
+        first = path.absolute()
+        others = (first.with_name(f"{first.name}.{n}") for n in range(1, MAX_FUNCTIONS))
+        paths = [first, *takewhile(Path.is_socket, others)]
+        return self._occupy(QemuSlot(self, self._free_number(), paths, None))
 
     def _free_number(self) -> int:
         for number in range(machine.SLOTS):

@@ -94,11 +94,7 @@ class QemuGuest(Guest):
                 command_line=self._command_line(),
                 channel=its_channel.fileno(),
                 monitor=its_monitor.fileno(),
-                cards=[
-                    device
-                    for slot in self.bus.slots
-                    for device in machine.device_arguments(slot.number, slot.paths)
-                ],
+                cards=[device for slot in self.bus.slots for device in self._devices(slot)],
             ),
         ]
         try:
@@ -123,6 +119,9 @@ class QemuGuest(Guest):
         self.log = KernelLog(log_read, self._heard)
         self.messages = KernelLog(messages_read, self._complained)
         return channel, monitor
+
+    def _devices(self, slot: QemuSlot) -> list[dict[str, object]]:
+        return machine.device_arguments(slot.number, slot.paths, self.bus.completion_timeout)
 
     def _command_line(self) -> str:
         words = [COMMAND_LINE, *self.bus.arguments, "--"]
@@ -228,7 +227,7 @@ class QemuGuest(Guest):
 
     def add_card(self, slot: QemuSlot) -> None:
         """Plug a card into the running guest; returns when it is enumerated."""
-        for device in machine.device_arguments(slot.number, slot.paths):
+        for device in self._devices(slot):
             self._monitor.execute("device_add", **device)
         self.wait_for_path(slot.sysfs)
 

@@ -14,6 +14,8 @@ PORTS_DEVICE = 0x10
 CHANNEL = "/dev/vport0p1"
 """The agent's channel, as the guest names it."""
 
+# Seconds that QEMU waits longer than a server does.
+PATIENCE, NO_LIMIT = 5.0, 1e6
 CLIENT = "vfio-user-pci"
 MACHINE = "q35,memory-backend=memory,usb=off,smbus=off,sata=off,vmport=off,i8042=off"
 
@@ -38,7 +40,9 @@ TCG = Accelerator("TCG", ("-accel", "tcg", "-cpu", "max"), 1)
 KVM = Accelerator("KVM", ("-accel", "kvm", "-cpu", "host"), 2)
 
 
-def device_arguments(slot: int, paths: Sequence[Path]) -> list[dict[str, object]]:
+def device_arguments(
+    slot: int, paths: Sequence[Path], completion_timeout: float
+) -> list[dict[str, object]]:
     """The functions of a card as QEMU wants them, in the order in which they have to come.
 
     Function 0 comes last: with it, a running guest sees the whole card.
@@ -46,13 +50,16 @@ def device_arguments(slot: int, paths: Sequence[Path]) -> list[dict[str, object]
     Args:
         slot: 0 to 7.
         paths: the sockets of the functions, at most 8.
+        completion_timeout: seconds after which the server itself gives up on its card; 0 for never.
     """
+    patience = completion_timeout + PATIENCE if completion_timeout else NO_LIMIT
     return [
         {
             "driver": CLIENT,
             "id": device_id(slot, function),
             "bus": port_id(slot),
             "addr": f"0.{function}",
+            "x-msg-timeout": round(patience * 1000),
             "multifunction": len(paths) > 1 and function == 0,
             "socket": {"type": "unix", "path": str(path)},
         }

@@ -72,7 +72,7 @@ def need_qemu() -> Qemu:
     oldest = ".".join(map(str, OLDEST))
     if path is None:
         raise QemuError(
-            f"there is no {NAME} here: softcard qemu get fetches one, or install {oldest}"
+            f"there is no {NAME} here: softcard qemu get fetches one, or install QEMU {oldest}"
         )
     version = version_of((path,), {})
     if version is None:
