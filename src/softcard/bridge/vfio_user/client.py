@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -21,6 +22,8 @@ MAX_MESSAGE = wire.HEADER_SIZE + wire.DMA_ACCESS.size + wire.DEFAULT_TRANSFER
 SERVED_AT_ONCE = 256
 ANSWERS_AT_ONCE = 1 << 18
 IDS = 1 << 16
+# A REGION_READ or its reply, header included.
+ACCESS = struct.Struct("<HHIIIQII")
 
 
 class LostError(Exception):
@@ -165,6 +168,32 @@ class Client:
         self._send(wire.HEADER.pack(ident, command, size, wire.COMMAND, 0) + payload, fds)
         return self._await(ident, command, least, least if most is None else most)
 
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        """Read from a region, at most `max_transfer` bytes.
+
+        Raises:
+            RefusedError, LostError: see `ask`.
+        """
+        self._ident = ident = (self._ident + 1) % IDS
+        request = (ident, Command.REGION_READ, ACCESS.size, wire.COMMAND, 0, offset, region, size)
+        self._send(ACCESS.pack(*request))
+        stream = self._stream
+        if not stream.length:
+            self._receive(TIMEOUT)
+            # Nearly always the reply comes alone and whole.
+            end = ACCESS.size + size
+            reply = (ident, Command.REGION_READ, end, wire.REPLY, 0, offset, region, size)
+            if (
+                stream.length == end
+                and not stream.has_fds
+                and stream.buffer.startswith(ACCESS.pack(*reply))
+            ):
+                data = bytes(stream.view[ACCESS.size : end])
+                stream.consume(end)
+                return data
+        least = wire.ACCESS.size + size
+        return self._await(ident, Command.REGION_READ, least, least)[0][wire.ACCESS.size :]
+
     def post(self, command: Command, payload: bytes) -> None:
         """Send a request that wants no reply; it waits while the server takes nothing.
 
@@ -195,6 +224,7 @@ class Client:
                     if time.monotonic() > deadline:
                         break
                     continue
+                self._flush()
                 self._flush()
                 payload, fds = self._take(size)
                 if flags & wire.TYPE_MASK != wire.REPLY or got != ident or about != command:
