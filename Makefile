@@ -8,7 +8,7 @@ PYTHON := setup.py src tests examples benchmarks
 DOCUMENTED := softcard $(addprefix softcard., \
 	backend bus cards errors guest model pcie testing)
 
-.PHONY: help setup demo test lint unit uml bench wheel docs clean
+.PHONY: help setup demo test lint unit uml qemu bench wheel docs clean
 
 help:
 	@echo "make demo     set everything up, then watch an NVMe card at work"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint     ruff and mypy alone"
 	@echo "make unit     the unit tests alone; no kernel"
 	@echo "make uml      the tests with the embedded Linux alone"
+	@echo "make qemu     the tests with a stock Linux in QEMU alone"
 	@echo "make bench    measure"
 	@echo "make docs     write docs/reference from the docstrings"
 	@echo "make wheel    a wheel that carries the kernel, in dist/"
@@ -24,12 +25,13 @@ help:
 setup:
 	@tools/setup
 
-demo: setup
+demo:
+	@tools/setup packages venv kernel
 	@$(BIN)/softcard demo
 
 test: setup
 	$(MAKE) --no-print-directory lint
-	$(BIN)/pytest tests/unit tests/uml examples
+	$(BIN)/pytest tests/unit tests/uml tests/vfio_user examples
 
 lint:
 	@tools/setup packages venv
@@ -41,8 +43,13 @@ unit:
 	@tools/setup packages venv
 	$(BIN)/pytest tests/unit
 
-uml: setup
+uml:
+	@tools/setup packages venv kernel
 	$(BIN)/pytest tests/uml examples
+
+qemu:
+	@tools/setup packages venv qemu
+	$(BIN)/pytest tests/vfio_user
 
 bench: setup
 	$(BIN)/python -m benchmarks

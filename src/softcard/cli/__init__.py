@@ -10,13 +10,14 @@ import click
 
 # What `softcard --help` shows; a command's own module is imported when it runs.
 COMMANDS = {
-    "run": "Plug a card into an embedded Linux, and run a command or a shell there.",
+    "run": "Plug a card into a Linux, and run a command or a shell there.",
     "demo": "Watch a card work: nvme (the default), edu or printer.",
     "serve": "Serve a card at a socket, for a softcard run in another process.",
     "certificates": "Make what a card needs to be served over a network.",
     "cards": "List the cards that are shipped, with their options.",
     "doctor": "Check what this machine can run, and how to mend what is missing.",
     "kernel": "Build the embedded Linux, and modules for it.",
+    "qemu": "Fetch QEMU and a stock kernel for it.",
 }
 
 

@@ -77,7 +77,7 @@ def need_qemu() -> Qemu:
     version = version_of((path,), {})
     if version is None:
         raise QemuError(
-            f"{path} does not tell its version: softcard qemu get fetches one that works"
+            f"{path} does not start: softcard qemu get fetches one that does"
         )
     if is_new_enough(version):
         raise QemuError(
