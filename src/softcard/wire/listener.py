@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,7 @@ MAX_SOCKET_PATH = 107
 HANDSHAKE_TIMEOUT = 5.0
 HANDSHAKES_AT_ONCE = 8
 POLL = 0.5
+SHORTAGE = 0.1
 
 
 class Listener(Protocol):
@@ -92,17 +94,22 @@ class PlainListener:
 
     def _send_away(self) -> None:
         log.error("a client at %s is sent away: too many files are open", self._address)
-        os.close(self._spare)
+        if self._spare < 0:
+            time.sleep(SHORTAGE)
+        else:
+            os.close(self._spare)
+            self._spare = -1
         try:
             self._socket.accept()[0].close()
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            pass  # it has gone by itself
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            pass  # another thread was quicker, or the client has gone by itself
 
     def close(self) -> None:
         """See `Listener.close`."""
         self._socket.close()
-        os.close(self._spare)
+        if self._spare >= 0:
+            os.close(self._spare)
         if isinstance(self._address, UnixAddress):
             self._address.path.unlink(missing_ok=True)
 
@@ -204,7 +211,7 @@ def _listen_unix(address: UnixAddress) -> socket.socket:
         if not _bind(listener, path):
             _remove_dead(path)
             listener.bind(str(path))
-        listener.listen(1)
+        listener.listen()
         listener.setblocking(False)
     except OSError as error:
         listener.close()
