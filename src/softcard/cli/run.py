@@ -38,15 +38,18 @@ from softcard.cli.guest import (
 )
 from softcard.cli.options import make_card
 from softcard.cli.output import err, out, print_at_once
-from softcard.cli.source import CardFile, Served, Source
+from softcard.cli.source import CardFile, Distant, Served, Source
 from softcard.errors import GuestError, UsageError
 from softcard.model.card import Card
 
 if TYPE_CHECKING:
     from softcard.cli.guest import Bus, Slot
     from softcard.cli.reload import Reloader
+    from softcard.cli.replug import Replugger
     from softcard.guest.channel import Process
     from softcard.guest.guest import Guest
+
+    Watcher = Callable[[Slot], AbstractContextManager[object]]
 
 CHUNK = 1 << 16
 
@@ -111,7 +114,9 @@ def make_command(cls: type[CardCommand], name: str, text: str) -> click.Command:
                     "which something can be done"
                 )
             return serve_here(card, options)
-        reloader = partial(_reloader, source, parameters) if reload else nullcontext
+        reloader: Watcher = partial(_reloader, source, parameters) if reload else nullcontext
+        if isinstance(source, Served | Distant):
+            reloader = _replugger
         return run_in_guest(lambda bus: bus.plug(card), options, action, reloader)
 
     return command
@@ -123,9 +128,9 @@ run = make_command(
     """Plug CARD into a Linux and do something there: an embedded one, or a stock one in QEMU.
 
     CARD is a Python file (printer.py, or printer.py:Printer where it has several), a card that is
-    shipped (softcard cards lists them), uml:SOCKET for one that softcard serve serves, or
-    vfio-user:SOCKET for one of any vfio-user server. It has options of its own: softcard run nvme
-    --help shows them.
+    shipped (softcard cards lists them), uml:SOCKET or tls://HOST:PORT for one that softcard serve
+    serves, or vfio-user:SOCKET for one of any vfio-user server. It has options of its own: softcard
+    run nvme --help shows them.
 
     \b
     softcard run printer.py --shell
@@ -170,7 +175,7 @@ def run_in_guest(
     plug: Callable[[Bus], Slot],
     options: GuestOptions,
     action: Action,
-    reloader: Callable[[Slot], AbstractContextManager[object]],
+    reloader: Watcher,
 ) -> int:
     """Plug a card in, boot, and do what the user wants; the exit status.
 
@@ -178,7 +183,7 @@ def run_in_guest(
         plug: plugs the card in.
         options: the guest's options.
         action: what to do in the guest.
-        reloader: what watches the card's file meanwhile.
+        reloader: what plugs the card in again meanwhile.
     """
     print_at_once()
     show_log(options.log)
@@ -281,6 +286,12 @@ def _reloader(source: Source, parameters: dict[str, Any], slot: Slot) -> Reloade
     from softcard.cli.reload import Reloader
 
     return Reloader(slot, source, parameters)
+
+
+def _replugger(slot: Slot) -> Replugger:
+    from softcard.cli.replug import Replugger
+
+    return Replugger(slot)
 
 
 def _refuse_rest(ctx: click.Context, rest: tuple[str, ...]) -> None:

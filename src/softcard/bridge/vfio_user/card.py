@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 from softcard.bridge.vfio_user.endpoint import RemoteEndpoint
@@ -30,15 +31,17 @@ class VfioUserCard(Card):
         address: the path of a UNIX socket, or a network address.
         credentials: for an address with `tls`.
 
+    Attributes:
+        gone: set while the connection has ended by itself.
+
     Raises:
         PlugError: nobody listens there, or what is served there is no card that can be used.
     """
 
-    def __init__(
-        self, address: Path | Address, *, credentials: Credentials | None = None
-    ) -> None:
+    def __init__(self, address: Path | Address, *, credentials: Credentials | None = None) -> None:
         where = UnixAddress(address) if isinstance(address, Path) else address
-        self.remote = Remote(where, credentials)
+        self.gone = threading.Event()
+        self.remote = Remote(where, credentials, self.gone.set)
         description = self.remote.connect()
         identity = description.identity
         self.vendor_id, self.device_id = identity.vendor_id, identity.device_id
@@ -104,6 +107,7 @@ class VfioUserCard(Card):
             for bar in self._remote_bars():
                 bar.unmap()
             self.remote.connect()
+            self.gone.clear()
             self.remote.map(self._remote_bars())
 
     def leave_slot(self) -> None:

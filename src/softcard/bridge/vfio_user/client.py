@@ -178,7 +178,8 @@ class Client:
         request = (ident, Command.REGION_READ, ACCESS.size, wire.COMMAND, 0, offset, region, size)
         self._send(ACCESS.pack(*request))
         stream = self._stream
-        if not stream.length:
+        if stream.length == self._at:
+            self._compact()
             self._receive(TIMEOUT)
             # Nearly always the reply comes alone and whole.
             end = ACCESS.size + size

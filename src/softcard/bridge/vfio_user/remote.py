@@ -44,10 +44,18 @@ class Remote:
 
     Nothing that a bus can cause raises: what a server refuses, or cannot do any more, is what a
     card does not answer.
+
+    Args:
+        address: where it is.
+        credentials: for an address with `tls`.
+        gone: called when the connection has ended while the card is plugged in.
     """
 
-    def __init__(self, address: Address, credentials: Credentials | None) -> None:
+    def __init__(
+        self, address: Address, credentials: Credentials | None, gone: Callable[[], None]
+    ) -> None:
         self.address = address
+        self._gone = gone
         self._credentials = credentials
         self.description: Description | None = None
         self.client: Client | None = None
@@ -115,9 +123,7 @@ class Remote:
         try:
             while client is not None and len(data) < size:
                 count = min(size - len(data), client.max_transfer)
-                access = wire.ACCESS.pack(offset + len(data), region, count)
-                reply = client.ask(Command.REGION_READ, access, least=len(access) + count)
-                data += reply[wire.ACCESS.size :]
+                data += client.read(region, offset + len(data), count)
         except RefusedError as error:
             log.info("the vfio-user server at %s refuses %s", self.address, error)
         except LostError:
@@ -171,3 +177,4 @@ class Remote:
         if self.plugged is not None:
             log.warning("the vfio-user server at %s is lost: %s", self.address, why)
             self.plugged.lost()
+            self._gone()
