@@ -23,7 +23,9 @@ import pytest
 if TYPE_CHECKING:
     from softcard.bus.simulated import SimulatedBus
     from softcard.bus.uml import UmlBus
+    from softcard.guest.guest import Guest
     from softcard.guest.kernel import Kernel
+    from softcard.guest.qemu import QemuBus
     from softcard.guest.uml import UmlGuest
 
 LOG_TAIL = 60
@@ -37,9 +39,9 @@ MARKERS = {
 
 @dataclass
 class Watch:
-    """What is watched while a test runs."""
+    """What is watched while a test runs: guests, each from a line of its log on."""
 
-    guests: list[UmlGuest] = field(default_factory=list)
+    guests: list[tuple[Guest, int]] = field(default_factory=list)
     errors: list[logging.LogRecord] = field(default_factory=list)
 
 
@@ -110,8 +112,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     watch = item.stash[WATCH]
     problems = []
     if item.get_closest_marker("allow_kernel_problems") is None:
-        for guest in watch.guests:
-            problems += _problems_of(guest)
+        for guest, since in watch.guests:
+            problems += _problems_of(guest, since)
     if watch.guests and item.get_closest_marker("allow_card_errors") is None:
         problems += [_described(record) for record in watch.errors]
     if problems:
@@ -126,12 +128,12 @@ def pytest_runtest_makereport(
     """Attach the end of the kernel's log to the report of a failure."""
     report = yield
     if report.failed:
-        for guest in item.stash[WATCH].guests:
+        for guest, _ in item.stash[WATCH].guests:
             report.sections.append(("Kernel log of the guest", guest.log.tail(LOG_TAIL)))
     return report
 
 
-def _problems_of(guest: UmlGuest) -> list[str]:
+def _problems_of(guest: Guest, since: int) -> list[str]:
     from softcard.errors import GuestError
 
     problems = []
@@ -144,7 +146,7 @@ def _problems_of(guest: UmlGuest) -> list[str]:
             problems.append(f"the guest does not answer after the test: {error}")
     elif guest.process.returncode != -signal.SIGKILL:
         problems.append(f"the guest has died with status {guest.process.returncode}")
-    found = guest.log.problems()
+    found = guest.log.problems(since)
     if found:
         problems.append("the guest's kernel reported:\n  " + "\n  ".join(found))
     return problems
@@ -202,7 +204,7 @@ def boot_guest(request: pytest.FixtureRequest, uml_kernel: Kernel) -> Iterator[B
     def boot(bus: UmlBus | None = None, **options: Any) -> UmlGuest:
         guest = UmlGuest(bus, **({"kernel": uml_kernel, "echo": echo} | options))
         booted.append(guest)
-        watch.guests.append(guest)
+        watch.guests.append((guest, 0))
         return guest
 
     yield boot
@@ -214,3 +216,21 @@ def boot_guest(request: pytest.FixtureRequest, uml_kernel: Kernel) -> Iterator[B
 def guest(boot_guest: BootGuest, uml_bus: UmlBus) -> UmlGuest:
     """A guest that has booted on `uml_bus`; plug cards into that while it runs."""
     return boot_guest(uml_bus)
+
+
+@pytest.fixture
+def qemu_bus(request: pytest.FixtureRequest) -> Iterator[QemuBus]:
+    """A vfio-user bus with QEMU behind it; `boot` boots a stock Linux, which is checked after the
+    test. softcard qemu get has to have been there before."""
+    from softcard.guest.qemu import QemuBus, QemuGuest
+
+    watch = request.node.stash[WATCH]
+
+    class WatchedBus(QemuBus):
+        def boot(self) -> QemuGuest:
+            guest = super().boot()
+            watch.guests.append((guest, 0))
+            return guest
+
+    with WatchedBus(echo=request.config.stash.get(ECHO, None)) as bus:
+        yield bus

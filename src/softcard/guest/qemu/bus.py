@@ -7,18 +7,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from softcard.bus.vfio_user import VfioUserServer
 from softcard.bus.vfio_user.server import COMPLETION_TIMEOUT
 from softcard.errors import PlugError, UsageError
 from softcard.guest.qemu import machine
+from softcard.guest.qemu.guest import QemuGuest
 from softcard.guest.qemu.kernel import StockKernel, stock_kernel
 from softcard.model.card import MAX_FUNCTIONS, Card
 from softcard.pcie.capabilities import MsiX
-
-if TYPE_CHECKING:
-    from softcard.guest.qemu.guest import QemuGuest
 
 TIMEOUT = 60.0
 MEMORY = 512 << 20
@@ -77,8 +75,6 @@ class QemuBus:
             QemuError: there is no QEMU, or no kernel.
             GuestError: the guest does not come up; with the end of its log.
         """
-        from softcard.guest.qemu.guest import QemuGuest
-
         if self.guest is not None:
             raise PlugError("a guest is running behind this bus already: close it first")
         return QemuGuest(self)

@@ -23,10 +23,10 @@ from softcard.guest.qemu.initramfs import MODULES, initramfs
 from softcard.guest.qemu.kernel import need_kernel
 from softcard.guest.qemu.modules import module_images
 from softcard.guest.qemu.program import need_qemu
-from softcard.guest.qemu.qmp import Monitor
 
 if TYPE_CHECKING:
     from softcard.guest.qemu.bus import QemuBus, QemuSlot
+    from softcard.guest.qemu.qmp import Monitor
 
 # An emulated processor takes four seconds, on a machine with nothing else to do.
 BOOT_TIMEOUT = 120.0
@@ -145,6 +145,8 @@ class QemuGuest(Guest):
             log.warning("QEMU says: %s", line)
 
     def _connect(self, monitor: socket.socket) -> Monitor:
+        from softcard.guest.qemu.qmp import Monitor
+
         try:
             return Monitor(monitor)
         except GuestError:

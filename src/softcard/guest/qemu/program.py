@@ -76,9 +76,7 @@ def need_qemu() -> Qemu:
         )
     version = version_of((path,), {})
     if version is None:
-        raise QemuError(
-            f"{path} does not start: softcard qemu get fetches one that does"
-        )
+        raise QemuError(f"{path} does not start: softcard qemu get fetches one that does")
     if is_new_enough(version):
         raise QemuError(
             f"{path}, QEMU {version}, was built without {CLIENT}: softcard qemu get fetches one "
