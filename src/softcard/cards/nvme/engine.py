@@ -27,6 +27,8 @@ READ, WRITE = int(IoOpcode.READ), int(IoOpcode.WRITE)
 UNIT = 512
 BYTES_PER_TURN = 8 << 20
 COMMAND_COST = 4096
+# Of the commands whose completions are posted together.
+BYTES_TOGETHER = 64 << 10
 
 
 class Executor(Protocol):
@@ -164,13 +166,14 @@ class Engine:
         """
         cq, head, page_size = sq.cq, sq.head, self._memory.page_size
         ready, pages = self._namespaces.ready, self._memory.pages
-        size, words, at = sq.size, cq.words, cq.tail << 1
+        size, words = sq.size, cq.words
+        posts: list[int] = []
         others = sq.qid << SQ_ID_SHIFT | cq.phase
         end = head + min(
             (sq.tail if sq.tail > head else size) - head,
             cq.room,
             cq.size - cq.tail,
-            -(-budget // page_size),
+            -(-min(budget, BYTES_TOGETHER) // page_size),
         )
         known = reads = writes = 0
         for kind, cid, nsid, prp1, slba, blocks in _FIELDS.iter_unpack(
@@ -198,14 +201,19 @@ class Engine:
             head += 1
             if head == size:
                 head = 0
-            words[at] = 0
-            # The word with the phase bit comes last: the host looks for it.
-            words[at + 1] = head | cid << CID_SHIFT | others
-            at += 2
+            posts.append(head | cid << CID_SHIFT | others)
         moved = (reads + writes) * page_size
         if moved:
             sq.head = head
-            cq.advance(at >> 1)
+            tail = cq.tail + len(posts)
+            at = 2 * tail
+            # From the last to the first: the host sees the first when all are there. The word with
+            # the phase bit comes last: that is what the host looks for.
+            for post in reversed(posts):
+                at -= 2
+                words[at] = 0
+                words[at + 1] = post
+            cq.advance(tail)
             health = self._health
             health.reads += reads
             health.writes += writes
