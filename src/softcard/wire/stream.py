@@ -52,6 +52,8 @@ class MessageStream:
         self._fds: list[tuple[int, list[int]]] = []
         self.view = memoryview(self.buffer)
         sock.setblocking(False)
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
 
     def fileno(self) -> int:
         """The socket."""
@@ -97,9 +99,7 @@ class MessageStream:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until something can be received; whether it can."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else max(timeout, 0) * 1000))
+        return bool(self._readable.poll(None if timeout is None else max(timeout, 0) * 1000))
 
     def make_room(self, size: int) -> None:
         """There must be room for a message of `size` bytes at the start of the buffer."""
