@@ -635,6 +635,8 @@ def fuzz(messages: int, seed: int) -> tuple[State, State]:
         server = Server(Path(folder))
         fuzzer = Fuzzer(server, seed)
         try:
+            check_good_client(server.path)
+            fresh = server.state()
             fuzzer.run(messages // 10)
             check_good_client(server.path)
             before = server.state()
@@ -647,8 +649,8 @@ def fuzz(messages: int, seed: int) -> tuple[State, State]:
     assert not code, f"the server has ended with {code}"
     assert not after.violations, f"it read secret memory {after.violations} times"
     assert not after.failures, f"the server has logged {after.failures} errors"
-    assert after.descriptors <= before.descriptors, f"descriptors: {before} {after}"
-    assert after.threads <= before.threads, f"threads: {before} {after}"
+    assert after.descriptors == fresh.descriptors, f"descriptors: {fresh} {after}"
+    assert after.threads == fresh.threads, f"threads: {fresh} {after}"
     assert after.rss <= before.rss + RSS_GROWTH, f"memory: {before} {after}"
     return before, after
 

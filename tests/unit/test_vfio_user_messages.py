@@ -22,6 +22,7 @@ from tests.unit.fake_vfio_client import (
     REGION_READ,
     REGION_WRITE,
     REPLY,
+    RESET,
     SCRATCH,
     VERSION,
     Board,
@@ -247,12 +248,22 @@ def test_descriptors_may_come_with_any_piece_of_their_message(
         assert card.dma.read(0x10000, 4) == b"here"
 
 
-@pytest.mark.parametrize("command", [REGION_READ, DMA_UNMAP, DEVICE_INFO, VERSION, 99])
+@pytest.mark.parametrize("command", [VERSION, *range(3, 8), REGION_READ, REGION_WRITE, RESET, 99])
 def test_descriptors_that_nobody_wants_are_closed(client: FakeClient, command: int) -> None:
     before = descriptors()
+    query = struct.pack("<IIII", 32, 0, 0, 0)
     with ClientMemory() as memory, pytest.raises(RefusedError):
-        client.ask(command, b"x" * 16, fds=[memory.fd] * 3)
+        client.ask(command, query + bytes(16), fds=[memory.fd] * 3)
     assert descriptors() == before
+
+
+def test_descriptors_with_the_version_are_refused(server: VfioUserServer) -> None:
+    with bare(server) as client, ClientMemory() as memory:
+        before = descriptors()
+        with pytest.raises(RefusedError, match="EINVAL"):
+            client.ask(VERSION, version({}), fds=[memory.fd])
+        client.ask(VERSION, version({}))
+        assert descriptors() <= before + 1
 
 
 def test_more_descriptors_than_allowed_end_the_connection(client: FakeClient) -> None:

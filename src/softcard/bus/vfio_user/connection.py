@@ -28,6 +28,7 @@ MAX_MESSAGE = wire.HEADER_SIZE + wire.ACCESS.size + wire.DEFAULT_TRANSFER + 4096
 AT_ONCE = 1024
 REGION_READ = int(Command.REGION_READ)
 BARS = 6
+TAKE_FDS = (Command.DMA_MAP, Command.DEVICE_SET_IRQS)
 ACCESS_SIZE = wire.ACCESS.size
 # A REGION_READ, header included, and its replies by the size of the register.
 READ = struct.Struct("<HHIIIQII")
@@ -149,6 +150,8 @@ class Connection:
             writes = messages.take_posted(REGION_WRITE, WRITE)
             if writes:
                 self._serve_posted(writes)
+                if messages.empty:
+                    return True
             for _ in range(AT_ONCE):
                 message = messages.take()
                 if message is None:
@@ -217,16 +220,15 @@ class Connection:
     def _serve_posted(self, writes: list[Access]) -> None:
         """Register writes that came together and want no reply: doorbells, most likely."""
         sizes, write, serving = self._layout.sizes, self.function.write, self._serving
+        ready = self._interrupts is not None
         self.served += 1
         serving.append(writes[0])
-        ready = self._interrupts is not None
-        others = []
         for fields in writes:
             _, _, _, _, _, offset, region, count, value = fields
             if ready and region < BARS and count == WRITTEN and offset + WRITTEN <= sizes[region]:
                 write(region, offset, WRITTEN, value)
             else:
-                others.append(fields)
+                self._serve(_as_message(fields))
         try:
             serving.pop()
         except IndexError:
@@ -239,6 +241,8 @@ class Connection:
         _, command, _, payload, fds = message
         error, answer, reply_fds = 0, b"", []
         try:
+            if fds and command not in TAKE_FDS:
+                raise OSError(errno.EINVAL, f"descriptors came with command {command}")
             if self._interrupts is None:
                 if command != Command.VERSION:
                     raise FormatError(f"its first message is command {command}, not VERSION")
@@ -250,8 +254,6 @@ class Connection:
                 handler = self._handlers.get(command)
                 if handler is None:
                     raise OSError(errno.ENOTSUP, f"command {command} is not known")
-                if fds and command not in (Command.DMA_MAP, Command.DEVICE_SET_IRQS):
-                    raise OSError(errno.EINVAL, f"descriptors came with command {command}")
                 answer = handler(payload, fds)
         except struct.error as wrong:
             error = errno.EINVAL
