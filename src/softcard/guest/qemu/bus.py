@@ -94,6 +94,11 @@ class QemuBus:
         occupied = (self._slots[number] for number in sorted(self._slots))
         return [slot for slot in occupied if not slot.left_behind]
 
+    @property
+    def free_slots(self) -> int:
+        """How many cards can still be plugged in."""
+        return machine.SLOTS - len(self._slots)
+
     def guest_has_ended(self) -> None:
         """Called by the guest: with QEMU, what it could not forget has gone."""
         self.guest = None

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from softcard.guest.qemu.bus import QemuBus, QemuSlot
     from softcard.guest.qemu.qmp import Monitor
 
-# An emulated processor takes four seconds, on a machine with nothing else to do.
-BOOT_TIMEOUT = 120.0
+# An emulated processor takes some five seconds, on a machine with nothing else to do.
+BOOT_TIMEOUT = 180.0
 END_TIMEOUT = 10.0
 GREETING_BYTES = 16
 # It says the one of every card, and the other of those that were pulled.
