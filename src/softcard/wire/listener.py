@@ -51,7 +51,7 @@ def listen(address: Address, credentials: Credentials | None = None) -> Listener
         UsageError: that cannot be done.
     """
     if isinstance(address, UnixAddress):
-        return PlainListener(_listen_unix(address), address)
+        return PlainListener(listen_unix(address.path), address)
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         sock = socket.create_server((address.host, address.port), family=family)
@@ -197,15 +197,24 @@ class TlsListener:
             os.eventfd_write(self._event, 1)
 
 
-def _listen_unix(address: UnixAddress) -> socket.socket:
-    """A listening UNIX socket, in place of one that nobody serves any more."""
-    path = address.path
+def check_path_length(path: Path) -> None:
+    """Raise `UsageError` where `path` is too long for a UNIX socket."""
     length = len(os.fsencode(path))
     if length > MAX_SOCKET_PATH:
         raise UsageError(
             f"socket path {path} is too long: {length} bytes, at most {MAX_SOCKET_PATH} are "
             "possible; choose a shorter one, or set TMPDIR to a shorter folder"
         )
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A listening UNIX socket at `path`, in place of one that nobody serves any more; it does not
+    block.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    check_path_length(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         if not _bind(listener, path):

@@ -16,10 +16,10 @@ from softcard.errors import UsageError
 from softcard.model.card import Card
 from softcard.model.link import ResetKind
 from softcard.model.loop import CardLoop
+from softcard.wire.listener import check_path_length, listen_unix
 
 log = logging.getLogger("softcard.bus.uml")
 
-MAX_SOCKET_PATH = 107
 COMPLETION_TIMEOUT = 5.0
 WATCH_STEPS = 4
 STOP_TIMEOUT = 5.0
@@ -62,7 +62,7 @@ class CardServer:
         self._stopping = threading.Event()
         card.enter_slot(FEATURES)
         try:
-            self._listener = _listen(path)
+            self._listener = listen_unix(path)
         except BaseException:
             card.leave_slot()
             raise
@@ -178,42 +178,9 @@ class CardServer:
 
 def check_socket_path(path: Path) -> None:
     """Raise `UsageError` where `path` cannot be a socket that the kernel's option can name."""
+    check_path_length(path)
     text = os.fsencode(path)
-    if len(text) > MAX_SOCKET_PATH:
-        raise UsageError(
-            f"socket path {path} is too long: {len(text)} bytes, at most {MAX_SOCKET_PATH} are "
-            "possible; choose a shorter one, or set TMPDIR to a shorter folder"
-        )
     if b":" in text or b" " in text:
         raise UsageError(
             f"socket path {path} has a colon or a space, which the kernel's option cannot name"
         )
-
-
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        if path.is_socket() and not _alive(path):
-            path.unlink()
-        listener.bind(str(path))
-        listener.listen(1)
-    except OSError as error:
-        listener.close()
-        if path.exists():
-            raise UsageError(
-                f"socket {path} is in use by another process: choose another path"
-            ) from None
-        raise UsageError(f"cannot make socket {path}: {error.strerror}") from None
-    return listener
-
-
-def _alive(path: Path) -> bool:
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        probe.connect(str(path))
-    except OSError:
-        return False
-    else:
-        return True
-    finally:
-        probe.close()
