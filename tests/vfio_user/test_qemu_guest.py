@@ -68,15 +68,12 @@ def test_commands_run_at_the_same_time(guest: QemuGuest) -> None:
 
 
 def test_the_kernels_own_modules_are_found(guest: QemuGuest) -> None:
-    guest.sh("modprobe dummy && ip link show dummy0 && rmmod dummy")
+    guest.sh("modprobe dummy && rmmod dummy")
     found = guest.sh("modinfo -n dummy").stdout.strip()
-    guest.load_module(Path(_unpacked(guest, found)))
+    guest.sh(f"xz -dc {found} > /tmp/dummy.ko")
+    guest.load_module(Path("/tmp/dummy.ko"), "numdummies=2")
+    assert guest.sh("ls -d /sys/class/net/dummy*").stdout.split()[1].endswith("dummy1")
     guest.unload_module("dummy")
-
-
-def _unpacked(guest: QemuGuest, module: str) -> str:
-    guest.sh(f"xz -dc {module} > /tmp/module.ko")
-    return "/tmp/module.ko"
 
 
 def test_the_machines_files_are_there_and_stay_as_they_are(
@@ -99,8 +96,16 @@ def test_what_changes_on_the_machine_is_seen(guest: QemuGuest, seen_folder: Path
     other.rename(file)
     assert guest.run(["cat", str(file)]).stdout == "moved into its place"
     assert guest.run(["ls", str(seen_folder)]).stdout == "file\n"
-    (seen_folder / "new").touch()
-    assert guest.run(["ls", str(seen_folder)]).stdout == "file\nnew\n"
+    file.unlink()
+    assert guest.run(["cat", str(file)], check=False).status != 0
+
+
+def test_a_program_that_was_missing_before_is_found(guest: QemuGuest, seen_folder: Path) -> None:
+    script = seen_folder / "script"
+    assert guest.run([str(script)], check=False).status == 127
+    script.write_text("#!/bin/sh\necho here\n")
+    script.chmod(0o755)
+    assert guest.run([str(script)]).stdout == "here\n"
 
 
 def test_a_reboot_ends_what_runs_and_the_next_command_works(guest: QemuGuest) -> None:

@@ -13,9 +13,8 @@ ROOT_TAG = "root"
 """The mount tag under which the root is looked for."""
 
 MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
-# Neither end keeps what it has read for longer than a file is open, so that what changes on this
-# machine is seen in the guest.
-MOUNT_OPTIONS = "trans=virtio,version=9p2000.L,cache=mmap,msize=512000"
+# Nothing is kept of what was read, so that what changes on this machine is seen in the guest.
+MOUNT_OPTIONS = "trans=virtio,version=9p2000.L,cache=none,msize=512000"
 MS_RDONLY, MS_MOVE = 1, 8192
 SYS_CHDIR, SYS_CHROOT, SYS_MOUNT, SYS_INIT_MODULE = 80, 161, 165, 175
 
