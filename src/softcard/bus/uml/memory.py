@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from softcard.errors import DmaError
+from softcard.model.mapping import Mapping
 
 Removed = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Region:
-    """`size` bytes from guest address `address`, mapped at `view`; in the file `fd` they are those
-    at `offset`."""
+    """`size` bytes from guest address `address`, mapped; in the file `fd` they are those at
+    `offset`."""
 
     address: int
     size: int
-    view: memoryview
+    mapping: Mapping
     fd: int
     offset: int
 
@@ -36,17 +36,14 @@ class GuestMemory:
         Raises:
             ValueError, OSError: the file does not hold what was promised.
         """
-        if size <= 0 or offset % mmap.PAGESIZE or offset + size > os.fstat(fd).st_size:
-            raise ValueError(f"memory region of {size} bytes at {offset:#x} is not in its file")
-        # Views of it may outlive the connection in a card's hands, so it is never unmapped by
-        # force: the mapping goes with its last view.
-        view = memoryview(mmap.mmap(fd, size, offset=offset))
-        self.regions.append(Region(address, size, view, os.dup(fd), offset))
+        mapping = Mapping(fd, offset, size)
+        self.regions.append(Region(address, size, mapping, os.dup(fd), offset))
 
     def clear(self, removed: Removed) -> None:
         """Forget every region, after telling who holds views."""
         for region in self.regions:
             removed(region.address, region.size)
+            region.mapping.revoke()
             os.close(region.fd)
         self.regions.clear()
 
@@ -57,7 +54,7 @@ class GuestMemory:
             DmaError: not all of it is the guest's memory.
         """
         region, start = self._find(address, length)
-        return region.view[start : start + length]
+        return region.mapping.view[start : start + length]
 
     def file(self, address: int, length: int) -> tuple[int, int]:
         """The file that holds the memory, and where; see `Upstream.dma_file`.
