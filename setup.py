@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: what is compiled; that the kernel's recipe is part of the package;
+"""What pyproject.toml cannot say: what is compiled; that the kernel's recipe belongs to the package;
 and, with SOFTCARD_WHEEL_KERNEL=FOLDER in the environment, so is a kernel that was built before.
 """
 

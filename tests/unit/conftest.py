@@ -20,12 +20,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test of the NVMe card runs with each engine."""
     if metafunc.module.__name__.rpartition(".")[2].startswith("test_nvme_"):
-        metafunc.fixturenames.append("nvme_engine")
         metafunc.parametrize("nvme_engine", ENGINES, indirect=True, scope="module")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def nvme_engine(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Nvme, "engine", request.param)
+        patch.setattr(Nvme, "engine", getattr(request, "param", Nvme.engine))
         yield

@@ -14,7 +14,8 @@ MAP_NORESERVE = 0x4000
 
 
 class RamStore:
-    """Bytes in anonymous memory: a page takes room from its first write on.
+    """Bytes in anonymous memory, which take room from the first write near them on: a page, or
+    where the system has large ones, 2 MiB, for these are found in half the time.
 
     The data live as long as the store; `close` does not lose them.
 
@@ -41,6 +42,10 @@ class RamStore:
                 f"no memory for a store of {int(size)} bytes ({error}): choose a smaller size, or "
                 "keep the data in a file"
             ) from None
+        try:
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # this kernel has pages of one size only
         self._view = memoryview(self._memory)
 
     @property

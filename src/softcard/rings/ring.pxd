@@ -33,11 +33,21 @@ cdef extern from *:
         __asm__ volatile("" : : "r"(entry) : "memory");
     }
 
-    /* Memory that will be read soon, on its way from DRAM while something else is done. */
-    static inline void ring_prefetch(const char *from, size_t size)
+    /*
+     * memcpy, while memory that will be copied next is on its way from DRAM: line by line, since a
+     * processor can wait for a dozen lines at once, and not for a page.
+     */
+    static inline void ring_copy(char *to, const char *from, size_t size, const char *next)
     {
-        for (size_t at = 0; at < size; at += 64)
-            __builtin_prefetch(from + at, 0, 3);
+        size_t at = 0;
+
+        if (next) {
+            for (; at + 64 <= size; at += 64) {
+                __builtin_prefetch(next + at);
+                memcpy(to + at, from + at, 64);
+            }
+        }
+        memcpy(to + at, from + at, size - at);
     }
 
     static inline void ring_pause(void)
@@ -58,6 +68,6 @@ cdef extern from *:
     uint64_t ring_load64(const void *word) nogil
     void ring_publish64(void *word, uint64_t value) nogil
     void ring_fetch(void *entry, const void *source, size_t size) nogil
-    void ring_prefetch(const char *source, size_t size) nogil
+    void ring_copy(char *to, const char *source, size_t size, const char *next) nogil
     void ring_pause() nogil
     uint64_t ring_nanoseconds() nogil

@@ -35,4 +35,6 @@ cdef struct Piece:
 
 
 cdef void gather(char *target, const Piece *pieces, Py_ssize_t count) noexcept nogil
-cdef void scatter(const Piece *pieces, Py_ssize_t count, const char *source) noexcept nogil
+cdef void scatter(
+    const Piece *pieces, Py_ssize_t count, const char *source, const char *following
+) noexcept nogil

@@ -7,6 +7,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
 
 from softcard.errors import DmaError
+from softcard.rings.ring cimport ring_copy
 
 cdef enum:
     CAPACITY = 1024
@@ -119,9 +120,13 @@ cdef void gather(char *target, const Piece *pieces, Py_ssize_t count) noexcept n
         target += pieces[at].size
 
 
-cdef void scatter(const Piece *pieces, Py_ssize_t count, const char *source) noexcept nogil:
-    """Copy memory to many pieces."""
+cdef void scatter(
+    const Piece *pieces, Py_ssize_t count, const char *source, const char *following
+) noexcept nogil:
+    """Copy memory to many pieces; `following` is what will be copied next, or NULL."""
     cdef Py_ssize_t at
     for at in range(count):
-        memcpy(pieces[at].data, source, pieces[at].size)
+        ring_copy(pieces[at].data, source, pieces[at].size, following)
         source += pieces[at].size
+        if following != NULL:
+            following += pieces[at].size

@@ -13,7 +13,7 @@ from softcard.backend.file import FileStore
 from softcard.backend.ram import RamStore
 from softcard.backend.store import BlockStore
 from softcard.cards.nvme.background import Background
-from softcard.cards.nvme.controller import Controller
+from softcard.cards.nvme.controller import Controller, Inspector
 from softcard.cards.nvme.engine import Engine
 from softcard.cards.nvme.engines import ENGINES
 from softcard.cards.nvme.features import Features
@@ -268,6 +268,16 @@ class Nvme(Card):
     def warnings(self, warnings: CriticalWarning) -> None:
         self.controller.health.forced = warnings
         self._features.check_health()
+
+    @property
+    def inspector(self) -> Inspector | None:
+        """What is called with each command before it is executed, for traces and faults: it
+        returns None to let the command pass, or the status to complete it with at once."""
+        return self.controller.inspector
+
+    @inspector.setter
+    def inspector(self, inspector: Inspector | None) -> None:
+        self.controller.inspector = inspector
 
     def close(self) -> None:
         """Give the file back, for another card; the card must not be plugged in any more."""

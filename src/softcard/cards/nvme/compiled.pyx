@@ -16,7 +16,6 @@ from softcard.rings.ring cimport (
     ring_load64,
     ring_nanoseconds,
     ring_pause,
-    ring_prefetch,
     ring_publish64,
 )
 from softcard.rings.windows cimport Piece, Windows, gather, scatter
@@ -42,8 +41,6 @@ cdef enum:
     # Nanoseconds: how long looking at doorbells may take in all, and with nothing to be found.
     TURN = 50_000
     IDLE = 2_000
-    # Bytes of the next command's blocks that are fetched ahead.
-    AHEAD = 4096
     # Completions that are posted together at most, and the bytes that their commands moved: a host
     # that rings a doorbell for what it sees at once rings fewer. Where doorbells are stores, four
     # completions, which share a line of the cache, are the best compromise.
@@ -349,6 +346,7 @@ cdef class Core:
         cdef long room = 0 if cq.backlog else cq.room()
         cdef long offset, budget = TURN_BYTES
         cdef uint64_t moved
+        cdef const char *following
         cdef int result = 0, posted = 0
         cdef uint64_t held = 0
         cdef uint64_t posts[POSTS]
@@ -375,9 +373,10 @@ cdef class Core:
                 room = 0 if cq.backlog else cq.room()
                 if done:
                     continue
+            following = NULL
             if sq.head != sq.tail:
-                self._expect(<const Entry *>(entries + sq.head * ENTRY_SIZE))
-            moved = self._move(&entry)
+                following = self._blocks(<const Entry *>(entries + sq.head * ENTRY_SIZE))
+            moved = self._move(&entry, following)
             if moved:
                 posts[posted] = <uint64_t>sq.head | sq_id | <uint64_t>entry.cid << CID_SHIFT
                 posted += 1
@@ -406,9 +405,9 @@ cdef class Core:
         words[0] = <uint64_t *>self._windows.at(cq.address, cq.size * COMPLETION_SIZE)
         return entries[0] != NULL and words[0] != NULL
 
-    cdef int64_t _move(self, const Entry *entry) except -1:
+    cdef int64_t _move(self, const Entry *entry, const char *following) except -1:
         """Move the data of a plain read or write; how many bytes, 0 where Python has to look at
-        the command."""
+        the command. `following` will probably be read next."""
         cdef const Space *space
         cdef uint64_t count, length
         cdef char *blocks
@@ -433,7 +432,7 @@ cdef class Core:
             return 0
         blocks = space.data + (entry.slba << space.shift)
         if entry.opcode == READ:
-            scatter(self._pieces, self._piece_count, blocks)
+            scatter(self._pieces, self._piece_count, blocks, following)
             self._reads += 1
             self._bytes_read += length
         else:
@@ -442,15 +441,17 @@ cdef class Core:
             self._bytes_written += length
         return length
 
-    cdef inline void _expect(self, const Entry *entry) noexcept:
-        """The blocks of this command will be read next: let their way from memory begin now."""
+    cdef inline const char *_blocks(self, const Entry *entry) noexcept:
+        """Where the blocks of the next read are, as far as that can be told; NULL where not."""
         cdef const Space *space
         cdef uint32_t nsid = entry.nsid
         cdef uint64_t slba = entry.slba
-        if entry.opcode == READ and nsid <= NAMESPACES:
-            space = &self._spaces[nsid]
-            if space.data != NULL and slba < space.blocks:
-                ring_prefetch(space.data + (slba << space.shift), AHEAD)
+        if entry.opcode != READ or nsid > NAMESPACES:
+            return NULL
+        space = &self._spaces[nsid]
+        if space.data == NULL or slba >= space.blocks:
+            return NULL
+        return space.data + (slba << space.shift)
 
     cdef bint _locate(self, uint64_t prp1, uint64_t prp2, uint64_t length) except -1:
         """Find a data buffer, as `HostMemory.segments` does; False where it is not plain."""

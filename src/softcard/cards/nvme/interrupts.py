@@ -35,9 +35,16 @@ class QueueInterrupts:
     @property
     def messages(self) -> bool:
         """Whether the driver uses MSI-X or MSI."""
-        return bool(
-            (self._msix and self._msix.control.enable) or (self._msi and self._msi.control.enable)
-        )
+        return self._function.interrupts.uses_messages
+
+    @property
+    def _by_msix(self) -> bool:
+        """Whether it uses MSI-X. Where the bus keeps the messages, their enable bits may not say
+        so; but it is never MSI."""
+        if self._msix is None:
+            return False
+        by_msi = self._msi is not None and self._msi.control.enable
+        return bool(self._msix.control.enable) or (self.messages and not by_msi)
 
     @property
     def vectors(self) -> int:
@@ -55,7 +62,7 @@ class QueueInterrupts:
         """The queue has new completions."""
         if not queue.interrupts:
             return
-        if self._msix is None or not self._msix.control.enable:
+        if not self._by_msix:
             if self.mask >> queue.vector & 1:
                 return
             self.raised.add(queue.vector)
