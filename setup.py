@@ -1,5 +1,5 @@
-"""What pyproject.toml cannot say: what is compiled; that the kernel's recipe belongs to the package;
-and, with SOFTCARD_WHEEL_KERNEL=FOLDER in the environment, so is a kernel that was built before.
+"""What pyproject.toml cannot say: what is compiled; the kernel's recipe, part of the package; and,
+with SOFTCARD_WHEEL_KERNEL=FOLDER in the environment, a kernel that was built before.
 """
 
 import json

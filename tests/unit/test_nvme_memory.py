@@ -119,7 +119,7 @@ def test_a_command_that_waits_for_the_disk_fails(tmp_path: Path) -> None:
     buffer = driver.buffer(PAGE)
     driver.push(READ, 1, nsid=1, prp1=buffer.address, dw12=7 | FUA)
     driver.bus.free(buffer)
-    driver.bus.run_until(lambda: any(driver.queues[1].cq.view))
+    driver.bus.run_until(lambda: driver.card.controller.cqs[1].tail == 2)
     assert [c.status for c in driver.reap(1)] == [TRANSFER_ERROR]
     assert not any(buffer.view)
     assert_unused(buffer)
