@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import registers, start, storage
+from benchmarks import qemu, registers, start, storage
 from benchmarks.result import Result, save, show
 from rich.console import Console
 
@@ -21,6 +21,7 @@ def main() -> None:
             ("boot, plug and memory", start.measure),
             ("registers, interrupts and DMA", registers.measure),
             ("the NVMe card", storage.measure),
+            ("the NVMe card in QEMU", qemu.measure),
         ):
             status.update(f"measuring {name}")
             results += measure()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-
+from benchmarks.fio import Job, run_job, unit_of
 from benchmarks.result import Result, summed_up
 
 from softcard.cards.nvme import Nvme
@@ -13,17 +11,6 @@ from softcard.model.options import Size
 
 DISK = "/dev/nvme0n1"
 ROUNDS = 5
-SECONDS = 2
-
-
-@dataclass(frozen=True)
-class Job:
-    """One fio job."""
-
-    rw: str
-    block: str
-    depth: int
-    target: str = ""
 
 
 JOBS = (
@@ -47,25 +34,11 @@ def measure() -> list[Result]:
         guest.run(["dd", "if=/dev/zero", f"of={DISK}", "bs=1M", "oflag=direct"], check=False)
         for _ in range(ROUNDS):
             for job in JOBS:
-                samples[job].append(_run(guest, job))
+                samples[job].append(run_job(guest, job, DISK))
     return [
         summed_up(
             "NVMe", f"{job.block} {job.rw}, depth {job.depth}",
-            "GB/s" if job.block == "128k" else "IOPS",
-            values, more_is_better=True, target=job.target,
+            unit_of(job), values, more_is_better=True, target=job.target,
         )
         for job, values in samples.items()
     ]  # fmt: skip
-
-
-def _run(guest: UmlGuest, job: Job) -> float:
-    output = guest.run(
-        [
-            "fio", "--name=bench", f"--filename={DISK}", "--direct=1", "--ioengine=libaio",
-            f"--rw={job.rw}", f"--bs={job.block}", f"--iodepth={job.depth}",
-            f"--runtime={SECONDS}", "--time_based", "--output-format=json",
-        ]
-    ).stdout  # fmt: skip
-    side = json.loads(output[output.index("{") :])["jobs"][0]
-    direction = side["read" if "read" in job.rw else "write"]
-    return float(direction["bw_bytes"]) / 1e9 if job.block == "128k" else float(direction["iops"])

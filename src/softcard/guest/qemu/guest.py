@@ -52,6 +52,7 @@ class QemuGuest(Guest):
         qemu: what it runs in.
         accelerator: how its processor comes about.
         messages: what QEMU itself has printed.
+        monitor: QEMU's own control, by QMP.
     """
 
     def __init__(self, bus: QemuBus) -> None:
@@ -69,7 +70,7 @@ class QemuGuest(Guest):
         try:
             stream, monitor = self._start()
             super().__init__(Channel(stream, self._why_gone, self._greeting), self.log)
-            self._monitor = self._connect(monitor)
+            self.monitor = self._connect(monitor)
             self._wait_until_ready(1)
         except BaseException:
             self.close()
@@ -197,8 +198,8 @@ class QemuGuest(Guest):
             self.process.wait()
             self.log.join(END_TIMEOUT)
             self.messages.join(END_TIMEOUT)
-        if hasattr(self, "_monitor"):
-            self._monitor.close()
+        if hasattr(self, "monitor"):
+            self.monitor.close()
         if hasattr(self, "_channel"):
             self._channel.close()
         self._folder.cleanup()
@@ -218,7 +219,7 @@ class QemuGuest(Guest):
         Raises:
             GuestError: it does not come up.
         """
-        self._restart(lambda: self._monitor.execute("system_reset"))
+        self._restart(lambda: self.monitor.execute("system_reset"))
 
     def _restart(self, how: Callable[[], object]) -> None:
         start = self._channel.starts + 1
@@ -230,16 +231,16 @@ class QemuGuest(Guest):
     def add_card(self, slot: QemuSlot) -> None:
         """Plug a card into the running guest; returns when it is enumerated."""
         for device in self._devices(slot):
-            self._monitor.execute("device_add", **device)
+            self.monitor.execute("device_add", **device)
         self.wait_for_path(slot.sysfs)
 
     def remove_card(self, slot: QemuSlot, timeout: float) -> None:
         """Have the drivers let go of a card, and take it out of QEMU."""
         device = machine.device_id(slot.number, 0)
-        with self._monitor.expecting(
+        with self.monitor.expecting(
             "DEVICE_DELETED", lambda data: data.get("device") == device
         ) as deleted:
-            self._monitor.execute("device_del", id=device)
+            self.monitor.execute("device_del", id=device)
             if not deleted.wait(timeout):
                 raise GuestError(self._holds(slot, timeout))
 

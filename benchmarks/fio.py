@@ -1,0 +1,44 @@
+"""fio(1) in a guest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from softcard.guest.guest import Guest
+
+SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fio job.
+
+    Attributes:
+        rw, block, depth: as fio has them.
+        target: what is promised, in words.
+    """
+
+    rw: str
+    block: str
+    depth: int
+    target: str = ""
+
+
+def unit_of(job: Job) -> str:
+    """What `run_job` counts: bytes where they are what matters, else commands."""
+    return "GB/s" if job.block == "128k" else "IOPS"
+
+
+def run_job(guest: Guest, job: Job, disk: str) -> float:
+    """Run a job once on a disk."""
+    output = guest.run(
+        [
+            "fio", "--name=bench", f"--filename={disk}", "--direct=1", "--ioengine=libaio",
+            f"--rw={job.rw}", f"--bs={job.block}", f"--iodepth={job.depth}",
+            f"--runtime={SECONDS}", "--time_based", "--output-format=json",
+        ]
+    ).stdout  # fmt: skip
+    side = json.loads(output[output.index("{") :])["jobs"][0]
+    direction = side["read" if "read" in job.rw else "write"]
+    return float(direction["bw_bytes"]) / 1e9 if job.block == "128k" else float(direction["iops"])
