@@ -153,25 +153,33 @@ class _PortSelector(selectors.EpollSelector):
         self.deferred: list[Callable[[], object]] = []
         self._ports: dict[int, Port] = {}
         self._sources: tuple[Poller, ...] = ()
+        # Ports are not asyncio's, whose selector does much for each event.
+        self._bell = select.epoll()
+        self._bell.register(self.fileno(), select.EPOLLIN)
         self._window = 0.0
         self._hold_off = 0
-        # On a single processor polling would only keep the guest from working.
-        self._longest = SPIN_MAX if len(os.sched_getaffinity(0)) > 1 else 0.0
+        # On a single processor polling would only keep the guest from working; where both are
+        # confined to the same one of many, `_learn` finds out.
+        self._longest = SPIN_MAX if (os.cpu_count() or 1) > 1 else 0.0
 
     def add_port(self, port: Port) -> None:
-        self.register(port.fileno(), selectors.EVENT_READ)
+        self._bell.register(port.fileno(), select.EPOLLIN)
         self._ports[port.fileno()] = port
         self._order()
 
     def remove_port(self, port: Port) -> None:
         if port in self._ports.values():
             del self._ports[port.fileno()]
-            self.unregister(port.fileno())
+            self._bell.unregister(port.fileno())
             self._order()
 
     def remove_ports(self) -> None:
         for port in list(self._ports.values()):
             self.remove_port(port)
+
+    def close(self) -> None:
+        self._bell.close()
+        super().close()
 
     @property
     def pollers(self) -> tuple[Poller, ...]:
@@ -199,23 +207,22 @@ class _PortSelector(selectors.EpollSelector):
         fair_until = start + FAIR_SHARE
         while True:
             now = self._spin(deadline, fair_until)
-            if self.scheduled or now >= fair_until:
-                return self._take(super().select(0))
-            if deadline is not None and now >= deadline:
-                return self._take(super().select(0))
+            if self.scheduled or now >= fair_until or (deadline is not None and now >= deadline):
+                return self._take(self._bell.poll(0))
             if self._arm():
                 self._disarm()
                 continue
             if self.silent:
-                events = self._nap(deadline)
+                rung = self._nap(deadline)
             else:
-                events = super().select(None if deadline is None else deadline - now)
+                rung = self._bell.poll(None if deadline is None else deadline - now)
             self._disarm()
-            self._learn(time.monotonic() - now)
-            others = self._take(events)
+            woken = time.monotonic()
+            others = self._take(rung)
+            self._learn(woken - now)
             if others or self.scheduled:
                 return others
-            fair_until = time.monotonic() + FAIR_SHARE
+            fair_until = woken + FAIR_SHARE
 
     def _spin(self, deadline: float | None, fair_until: float) -> float:
         """Poll until nothing has come for as long as polling pays; returns the time."""
@@ -240,23 +247,23 @@ class _PortSelector(selectors.EpollSelector):
             if now >= limit:
                 return now
 
-    def _nap(self, deadline: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+    def _nap(self, deadline: float | None) -> list[tuple[int, int]]:
         """Sleep in pieces until something has come, be it from who cannot wake us."""
         nap = NAP_MIN
         while True:
             left = math.inf if deadline is None else max(deadline - time.monotonic(), 0.0)
-            events = self._doze(min(nap, left))
-            if events or left <= nap or self._heard():
-                return events
+            rung = self._doze(min(nap, left))
+            if rung or left <= nap or self._heard():
+                return rung
             nap = min(2 * nap, NAP_MAX)
 
-    def _doze(self, seconds: float) -> list[tuple[selectors.SelectorKey, int]]:
+    def _doze(self, seconds: float) -> list[tuple[int, int]]:
         """epoll counts milliseconds; but its descriptor can be waited for itself."""
-        fd = self.fileno()
+        fd = self._bell.fileno()
         if fd >= FD_SETSIZE:
-            return super().select(seconds)
+            return self._bell.poll(seconds)
         select.select([fd], [], [], seconds)
-        return super().select(0)
+        return self._bell.poll(0)
 
     def _heard(self) -> bool:
         """Whether a source that cannot wake us had something."""
@@ -289,18 +296,13 @@ class _PortSelector(selectors.EpollSelector):
         for source in self._sources:
             source.disarm()
 
-    def _take(
-        self, events: list[tuple[selectors.SelectorKey, int]]
-    ) -> list[tuple[selectors.SelectorKey, int]]:
-        """Serve the ports' events here; the others are asyncio's."""
-        ports = self._ports
-        if not ports or not events:
-            return events
-        others = []
-        for event in events:
-            port = ports.get(event[0].fd)
+    def _take(self, rung: list[tuple[int, int]]) -> list[tuple[selectors.SelectorKey, int]]:
+        """Serve the ports among those that rang; returns asyncio's events."""
+        others = False
+        for fd, _ in rung:
+            port = self._ports.get(fd)
             if port is None:
-                others.append(event)
+                others = True
             else:
                 port.receive()
-        return others
+        return super().select(0) if others else []
