@@ -242,12 +242,33 @@ def check_tools() -> Iterator[Finding]:
     )  # fmt: skip
 
 
+def check_qemu() -> Iterator[Finding]:
+    """QEMU and a kernel for it, which --guest qemu needs."""
+    from softcard.guest.qemu.accelerator import accelerator_for
+    from softcard.guest.qemu.kernel import find_kernel
+    from softcard.guest.qemu.program import need_qemu
+
+    try:
+        qemu, kernel = need_qemu(), find_kernel()
+    except SoftcardError as error:
+        yield Finding("QEMU", False, str(error), "softcard qemu get", needed=False)
+        return
+    where = "in a folder of yours" if qemu.folder else "the machine's own"
+    yield Finding("QEMU", True, f"{qemu.version}, {where}", needed=False)
+    if kernel is None:
+        yield Finding(
+            "kernel for QEMU", False, "not fetched yet", "softcard qemu get", needed=False
+        )
+        return
+    accelerator = accelerator_for(qemu, kernel)
+    slower = "" if accelerator.name == "KVM" else ", since no kernel boots in /dev/kvm"
+    yield Finding("kernel for QEMU", True, f"Linux {kernel.release}")
+    yield Finding("processor in QEMU", None, f"{accelerator.name}{slower}")
+
+
 def check_buses() -> Iterator[Finding]:
-    """What the other buses will want."""
-    usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    state = "usable" if usable else "not usable"
-    yield Finding("/dev/kvm", None, f"{state}; the uml bus does without")
-    yield Finding("vfio-user and host buses", None, "not built yet")
+    """What is still to come."""
+    yield Finding("host bus", None, "not built yet")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -256,5 +277,6 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_tracing,
     check_room,
     check_tools,
+    check_qemu,
     check_buses,
 )
