@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import qemu, registers, start, storage
+from benchmarks import qemu, registers, start, storage, vfio_user
 from benchmarks.result import Result, save, show
 from rich.console import Console
 
@@ -20,6 +20,7 @@ def main() -> None:
         for name, measure in (
             ("boot, plug and memory", start.measure),
             ("registers, interrupts and DMA", registers.measure),
+            ("registers over a vfio-user socket", vfio_user.measure),
             ("the NVMe card", storage.measure),
             ("the NVMe card in QEMU", qemu.measure),
         ):
