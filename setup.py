@@ -83,19 +83,22 @@ class BuildWheel(bdist_wheel):
 
 
 def extensions() -> list[Extension]:
-    """Every Cython module. Where no C compiler is, the package works without."""
-    return cythonize(
+    """Every Cython module. Where there is no C compiler, the package works without."""
+    found: list[Extension] = cythonize(
         [
             Extension(
                 ".".join(source.relative_to("src").with_suffix("").parts),
                 [str(source)],
-                extra_compile_args=["-O2", "-fno-strict-aliasing"],
-                optional=True,
+                extra_compile_args=["-fno-strict-aliasing"],
             )
             for source in Path("src").glob("**/*.pyx")
         ],
         build_dir="build/cython",
     )
+    for extension in found:
+        # Cython does not pass it on.
+        extension.optional = True
+    return found
 
 
 setup(
