@@ -153,7 +153,7 @@ def test_a_guest_that_does_not_come_up_is_explained(
 
 def test_a_kernel_that_cannot_find_its_root_is_explained(qemu_bus: QemuBus) -> None:
     qemu_bus.kernel = replace(kernel.need_kernel(), modules=None)
-    with pytest.raises(GuestError, match=r"the guest has died(.|\n)*Kernel panic"):
+    with pytest.raises(GuestError, match=r"cannot mount this machine's root(.|\n)*Kernel panic"):
         qemu_bus.boot()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from softcard.guest.guest import AGENT, Guest, die_with_parent
 from softcard.guest.log import KernelLog
 from softcard.guest.qemu import machine
 from softcard.guest.qemu.accelerator import accelerator_for
-from softcard.guest.qemu.initramfs import MODULES, initramfs
+from softcard.guest.qemu.initramfs import MODULES, failed_step, initramfs
 from softcard.guest.qemu.kernel import need_kernel
 from softcard.guest.qemu.modules import module_images
 from softcard.guest.qemu.program import need_qemu
@@ -34,6 +35,7 @@ END_TIMEOUT = 10.0
 GREETING_BYTES = 16
 # It says the one of every card, and the other of those that were pulled.
 HARMLESS = ("Could not enable error recovery", "stuck in D3")
+INIT_ENDED = re.compile(r"Attempted to kill init! exitcode=0x0000(\w\w)00")
 PANIC = "---[ end Kernel panic"
 # Nothing here is to be protected from the guest's own programs, nor are there any to be confined.
 COMMAND_LINE = (
@@ -67,6 +69,7 @@ class QemuGuest(Guest):
         self._ending = False
         self._folder = tempfile.TemporaryDirectory(prefix="softcard-guest-")
         self._greeting = secrets.token_bytes(GREETING_BYTES)
+        self._modules = 0
         try:
             stream, monitor = self._start()
             super().__init__(Channel(stream, self._why_gone, self._greeting), self.log)
@@ -79,6 +82,7 @@ class QemuGuest(Guest):
 
     def _start(self) -> tuple[socket.socket, socket.socket]:
         images = module_images(self.kernel.modules, MODULES) if self.kernel.modules else []
+        self._modules = len(images)
         archive = Path(self._folder.name, "initramfs")
         archive.write_bytes(initramfs(images))
         channel, its_channel = socket.socketpair()
@@ -181,8 +185,18 @@ class QemuGuest(Guest):
         status = self.process.returncode
         if not self.log.lines:
             return f"QEMU has ended (status {status}); it said:\n{self.messages.tail()}"
+        if (failed := self._failed_step()) is not None:
+            return f"the guest's init cannot {failed}; its log ends with:\n{self.log.tail()}"
         said = f"\nQEMU said:\n{self.messages.tail()}" if self.messages.lines else ""
         return f"the guest has died (status {status}); its log ends with:\n{self.log.tail()}{said}"
+
+    def _failed_step(self) -> str | None:
+        """What the initramfs could not do; None where it is not what has failed."""
+        ends = (INIT_ENDED.search(line) for line in self.log.lines)
+        status = next((int(end[1], 16) for end in ends if end), None)
+        if status is None or self._channel.starts:
+            return None
+        return failed_step(status, self._modules)
 
     def __enter__(self) -> Self:
         return self
