@@ -87,6 +87,7 @@ class Target(Card):
 
     vendor_id, device_id = 0x1DED, 0x0F02
     interrupt_pin = 1
+    migratable = True
     msi = Msi(vectors=8)
     msix = MsiX(vectors=32, table=(2, 0), pba=(2, 0x800))
 
@@ -228,6 +229,7 @@ class Session:
         self.shared: set[int] = set()
         self.unmapping: int | None = None
         self.broken = False
+        self.migrates = self.random.random() < 0.2
         self.received = b""
         self.pending = b""
         self.alive = True
@@ -372,6 +374,7 @@ class Fuzzer:
             (3, self._multi),
             (10, self._any),
             (1, self._reset),
+            (3, self._feature),
         )
         self._weights = [weight for weight, _ in self.makers]
         self._makers = [maker for _, maker in self.makers]
@@ -578,6 +581,27 @@ class Fuzzer:
     def _reset(self, session: Session) -> None:
         self._put(session, RESET, b"" if self.random.random() < 0.8 else b"x")
         session.put(pack(REGION_WRITE, access(4, 7, 2) + b"\6\0", flags=NO_REPLY), [])
+
+    def _feature(self, session: Session) -> None:
+        """Migration and DMA logging; not in every session, for a stopped card does little."""
+        rnd = self.random
+        if not session.migrates:
+            return
+        if rnd.random() < 0.3:
+            size = rnd.choice(WORDS)
+            data = rnd.randbytes(size if rnd.random() < 0.5 and size < 4097 else 8)
+            self._put(session, rnd.choice((17, 18)), struct.pack("<II", 1 << 21, size) + data)
+            return
+        flags = rnd.choice((1, 2, 6, 7, 8, rnd.randrange(12))) | rnd.randrange(1, 8) << 16
+        numbers = [rnd.choice((rnd.randrange(8), rnd.choice(LONGS))) for _ in range(3)]
+        data = rnd.choice((
+            b"",
+            struct.pack("<Ii", rnd.randrange(9), -1),
+            struct.pack("<QII", PAGE, 1, 0) + struct.pack("<QQ", SLOT_AT, 1 << 20),
+            struct.pack("<QQQ", SLOT_AT, 1 << 20, PAGE),
+            struct.pack("<QQQ", *numbers),
+        ))  # fmt: skip
+        self._put(session, 16, struct.pack("<II", rnd.choice((8, 4096, 1 << 20)), flags) + data)
 
     def _any(self, session: Session) -> None:
         """Any command with a payload of interesting numbers, and sometimes a descriptor."""
