@@ -18,6 +18,7 @@ from pathlib import Path
 
 from softcard.bus.simulated import SimulatedBus, SimulatedDevice
 from softcard.cards.nvme import Nvme
+from softcard.cards.nvme.engines import ENGINES
 from softcard.model.options import Size
 
 ENTRY = struct.Struct("<BBHI16xQQ6I")
@@ -116,9 +117,16 @@ def measure(what: str, opcode: int, length: int, depth: int, card: Nvme, seconds
 
 
 def main() -> None:
-    """Print a table."""
+    """Print a table for each engine."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1.5
-    print(RESULTS.format("", "depth", "1000 IOPS", "µs each", "GB/s"))
+    for engine in ENGINES:
+        Nvme.engine = engine
+        print(RESULTS.format(engine.__name__, "depth", "1000 IOPS", "µs each", "GB/s"))
+        measure_all(seconds)
+
+
+def measure_all(seconds: float) -> None:
+    """Measure every case."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "disk.img"
         for depth in (1, 16, 64, 256):

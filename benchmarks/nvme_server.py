@@ -34,8 +34,8 @@ def main() -> None:
     card = Nvme(size=options.size, polled_doorbells=options.polled)
     server = VfioUserServer(card, options.socket)
     if options.cpu is not None:
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), [options.cpu])
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), [options.cpu])
     signal.sigwait([signal.SIGINT, signal.SIGTERM])
     server.stop()
 
