@@ -76,6 +76,7 @@ class Messages:
         self._replied = threading.Condition(self._lock)
         self._waiting = 0
         self._receiving = False
+        self._twin: Messages | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(stream.fileno(), select.POLLIN)
@@ -85,12 +86,21 @@ class Messages:
         """The socket."""
         return self._stream.fileno()
 
+    def ask_over(self, twin: Messages) -> None:
+        """From now on what we ask goes over a second connection, which is this object's, and is
+        hung up and closed with the first; before anything is asked."""
+        self._twin = twin
+
     def hang_up(self) -> None:
         """End the connection; from any thread."""
         self._stream.hang_up()
+        if self._twin is not None:
+            self._twin.hang_up()
 
     def close(self) -> None:
         """End the connection and free all resources, once the threads that wait have seen it."""
+        if self._twin is not None:
+            self._twin.close()
         self._stream.hang_up()
         with self._lock:
             if self._closed:
@@ -273,11 +283,17 @@ class Messages:
 
     def post(self, command: int, payload: bytes, fds: Sequence[int] = ()) -> None:
         """Send a command that wants no reply."""
+        if self._twin is not None:
+            self._twin.post(command, payload, fds)
+            return
         size = HEADER_SIZE + len(payload)
         self._stream.send(HEADER.pack(0, command, size, COMMAND | NO_REPLY, 0) + payload, fds)
 
     def post_all(self, command: int, payloads: Sequence[bytes]) -> None:
         """Send many commands of a kind that want no reply."""
+        if self._twin is not None:
+            self._twin.post_all(command, payloads)
+            return
         self._stream.send(
             b"".join(
                 HEADER.pack(0, command, HEADER_SIZE + len(payload), COMMAND | NO_REPLY, 0) + payload
@@ -297,6 +313,8 @@ class Messages:
 
     def request_all(self, command: int, payloads: Sequence[bytes]) -> list[bytes]:
         """Send many commands of a kind before waiting for the first reply; see `request`."""
+        if self._twin is not None:
+            return self._twin.request_all(command, payloads)
         found: list[bytes] = []
         idents: deque[int] = deque()
         sizes: deque[int] = deque()

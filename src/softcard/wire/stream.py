@@ -8,7 +8,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from softcard.wire.vfio_user import MAX_FDS
 
@@ -16,10 +16,14 @@ RECEIVE_SIZE = 1 << 16
 SEND_TIMEOUT = 5.0
 MAX_HELD_FDS = 4 * MAX_FDS
 _FD_SIZE = array.array("i").itemsize
+# The number itself: an enumeration's member costs more than the flag is worth.
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 # One more than allowed shows that there were too many.
 _ANCILLARY = socket.CMSG_SPACE((MAX_FDS + 1) * _FD_SIZE)
 
 Data = bytes | bytearray | memoryview
+# By descriptor, what to call when it is readable; False where that is enough.
+Beside = Mapping[int, Callable[[], bool]]
 
 
 class HungUpError(Exception):
@@ -69,7 +73,7 @@ class MessageStream:
             count, ancillary, flags, _ = self._socket.recvmsg_into(
                 [self.view[self.length :]] if self.length else [self.buffer],
                 _ANCILLARY,
-                socket.MSG_CMSG_CLOEXEC,
+                _CLOSE_ON_EXEC,
             )
         except BlockingIOError:
             return False
@@ -133,15 +137,15 @@ class MessageStream:
         data: bytes | bytearray | memoryview,
         fds: Sequence[int] = (),
         *,
-        receive_up_to: int = 0,
+        beside: Beside | None = None,
     ) -> None:
         """Send all of `data`, from any thread; the descriptors go with its first byte.
 
         Args:
             data: what to send.
             fds: descriptors.
-            receive_up_to: bytes that may be in the buffer after receiving while the peer takes
-                nothing, for it may wait until we do; only for the thread that receives.
+            beside: what to look after while the peer takes nothing, for it may wait for just that;
+                only for the thread that receives.
 
         Raises:
             HungUpError: the peer has gone, or has taken nothing for 5 s.
@@ -156,7 +160,7 @@ class MessageStream:
                             return
                         rest, fds = memoryview(rest)[sent:], ()
                     except BlockingIOError:
-                        self._wait_writable(receive_up_to)
+                        self._wait_writable(beside or {})
             except OSError as error:
                 raise HungUpError(error.strerror) from None
 
@@ -165,19 +169,21 @@ class MessageStream:
             return socket.send_fds(self._socket, [data], list(fds))
         return self._socket.send(data)
 
-    def _wait_writable(self, receive_up_to: int) -> None:
+    def _wait_writable(self, beside: Beside) -> None:
         deadline = time.monotonic() + SEND_TIMEOUT
-        while True:
-            receiving = self.length < receive_up_to
-            poll = select.poll()
-            poll.register(self._socket, select.POLLOUT | (select.POLLIN if receiving else 0))
-            ready = poll.poll(max(deadline - time.monotonic(), 0) * 1000)
-            if not ready:
-                raise HungUpError(f"the peer has taken nothing for {SEND_TIMEOUT:g} s")
-            if ready[0][1] & ~select.POLLIN:
-                return
-            self.make_room(self.length + 1)
-            self.receive()
+        wanted = dict.fromkeys(beside, select.POLLIN)
+        own = self.fileno()
+        wanted[own] = wanted.get(own, 0) | select.POLLOUT
+        poll = select.poll()
+        for fd, events in wanted.items():
+            poll.register(fd, events)
+        while (left := deadline - time.monotonic()) > 0:
+            for fd, events in poll.poll(left * 1000):
+                if fd == own and events & ~select.POLLIN:
+                    return
+                if not beside[fd]():
+                    poll.modify(fd, wanted[fd] & ~select.POLLIN)
+        raise HungUpError(f"the peer has taken nothing for {SEND_TIMEOUT:g} s")
 
     def hang_up(self) -> None:
         """Let both ends see the end of the stream; from any thread."""

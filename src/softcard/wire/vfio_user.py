@@ -78,6 +78,9 @@ class Command(enum.IntEnum):
 INTERRUPTS = "softcard_interrupts"
 INTERRUPT = struct.Struct("<III")  # type, vector, asserted
 
+# A capability: the server's commands go over a socket of their own.
+TWIN_SOCKET = "twin_socket"
+
 # Header flags.
 TYPE_MASK = 0xF
 COMMAND, REPLY = 0, 1
@@ -200,6 +203,27 @@ def number_capability(capabilities: Mapping[str, Any], name: str, default: int) 
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise FormatError(f"capability {name} is {value!r}, which is no positive number")
     return value
+
+
+def offers_twin(capabilities: Mapping[str, Any]) -> bool:
+    """Whether the peer can do with a second socket, for the server's commands."""
+    twin = capabilities.get(TWIN_SOCKET)
+    return isinstance(twin, dict) and twin.get("supported") is True
+
+
+def twin_index(capabilities: Mapping[str, Any], count: int) -> int | None:
+    """Which of the `count` descriptors of the server's VERSION is the second socket; None where
+    there is none.
+
+    Raises:
+        FormatError: there should be one.
+    """
+    if not offers_twin(capabilities):
+        return None
+    index = capabilities[TWIN_SOCKET].get("fd_index")
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+        raise FormatError(f"its second socket is descriptor {index!r} of {count}")
+    return index
 
 
 def sparse_areas(payload: bytes) -> list[tuple[int, int]] | None:

@@ -15,7 +15,7 @@ from softcard.model.card import Card
 from softcard.model.endpoint import Endpoint
 from softcard.model.link import LinkFeatures
 from softcard.pcie.capabilities import MsiX
-from softcard.wire.address import Address, UnixAddress
+from softcard.wire.address import Address, parse_address
 from softcard.wire.tls import Credentials
 
 log = logging.getLogger("softcard.bridge")
@@ -28,7 +28,8 @@ class VfioUserCard(Card):
     breaks the protocol, is a card that was pulled; plugged in again, the card connects anew.
 
     Args:
-        address: the path of a UNIX socket, or a network address.
+        address: where it is served, as a user writes it: the path of a UNIX socket, or
+            tls://HOST:PORT.
         credentials: for an address with `tls`.
 
     Attributes:
@@ -38,8 +39,10 @@ class VfioUserCard(Card):
         PlugError: nobody listens there, or what is served there is no card that can be used.
     """
 
-    def __init__(self, address: Path | Address, *, credentials: Credentials | None = None) -> None:
-        where = UnixAddress(address) if isinstance(address, Path) else address
+    def __init__(
+        self, address: str | Path | Address, *, credentials: Credentials | None = None
+    ) -> None:
+        where = parse_address(str(address)) if isinstance(address, str | Path) else address
         self.gone = threading.Event()
         self.remote = Remote(where, credentials, self.gone.set)
         description = self.remote.connect()

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import socket
 import struct
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from softcard.errors import DmaError
+from softcard.bridge.vfio_user.channel import Channel, close_all
 from softcard.wire import vfio_user as wire
 from softcard.wire.stream import HungUpError, MessageStream
 from softcard.wire.vfio_user import Command, FormatError
 
 TIMEOUT = 5.0
 MAX_VERSION = 4096
-# What a server that does not read while it sends may be ahead of us.
-MAX_BACKLOG = 1 << 26
-MAX_MESSAGE = wire.HEADER_SIZE + wire.DMA_ACCESS.size + wire.DEFAULT_TRANSFER
 SERVED_AT_ONCE = 256
-ANSWERS_AT_ONCE = 1 << 18
 IDS = 1 << 16
 # A REGION_READ or its reply, header included.
 ACCESS = struct.Struct("<HHIIIQII")
@@ -46,6 +44,9 @@ class Host(Protocol):
     def interrupt(self, kind: int, vector: int, asserted: bool) -> None:
         """An interrupt that came as a message."""
 
+    def signalled(self, fd: int) -> None:
+        """A descriptor that was added to `Client.events` is readable."""
+
     def lost(self, why: str) -> None:
         """The connection has just ended; called once."""
 
@@ -54,45 +55,58 @@ class Client:
     """One connection, used by one thread at a time.
 
     Each request is answered within 5 s, or the connection ends. A server may ask for DMA while a
-    request waits, and is answered then.
+    request waits, and is answered then: on the same socket, or on a second one that it passes to
+    us for that.
 
     Args:
         stream: the connection.
         host: whom the server's own requests go to.
 
     Attributes:
+        events: readable when there is something for `serve`; the interrupts' descriptors are added
+            to it.
+        ident: the id of the last request.
         max_fds: descriptors that the server takes in one message; 0 where none can pass.
         max_transfer: bytes that it takes in one access.
         by_messages: interrupts come as messages.
     """
 
     def __init__(self, stream: MessageStream, host: Host) -> None:
-        self._stream = stream
+        self._main = Channel(stream, self._answer)
+        self._twin: Channel | None = None
         self._host = host
-        self._ident = 0
-        # Where the next message is in the stream's buffer.
-        self._at = 0
-        self._answers = bytearray()
+        self._fd = stream.fileno()
+        self.events = select.epoll()
+        self.events.register(self._fd, select.EPOLLIN)
+        # The sockets alone.
+        self._sockets = select.poll()
+        self._sockets.register(self._fd, select.POLLIN)
+        self.ident = 0
         self._why: str | None = None
         self._passes_fds = stream.passes_fds
         self.max_fds = 0
         self.max_transfer = wire.DEFAULT_TRANSFER
         self.by_messages = False
 
-    def fileno(self) -> int:
-        """The socket."""
-        return self._stream.fileno()
-
     @property
     def alive(self) -> bool:
         """Whether the connection can be used."""
         return self._why is None
 
+    @property
+    def has_twin(self) -> bool:
+        """Whether the server's commands come on a second socket."""
+        return self._twin is not None
+
     def close(self) -> None:
         """End the connection, without a word to the host."""
         self._why = self._why or "the connection was closed"
-        self._stream.hang_up()
-        self._stream.close()
+        for channel in self._channels():
+            channel.stream.close()
+        self.events.close()
+
+    def _channels(self) -> list[Channel]:
+        return [self._main] if self._twin is None else [self._main, self._twin]
 
     def negotiate(self) -> None:
         """Agree on a version and capabilities.
@@ -105,25 +119,55 @@ class Client:
             "max_data_xfer_size": wire.DEFAULT_TRANSFER,
             "pgsizes": wire.DEFAULT_PAGE_SIZES,
         }
-        if not self._passes_fds:
+        if self._passes_fds:
+            ours[wire.TWIN_SOCKET] = {"supported": True}
+        else:
             ours[wire.INTERRUPTS] = True
         request = wire.pack_version(wire.MAJOR, wire.MINOR, ours)
         try:
-            reply = self.ask(Command.VERSION, request, least=wire.VERSION.size, most=MAX_VERSION)
+            reply, fds = self.ask_for_files(
+                Command.VERSION, request, least=wire.VERSION.size, most=MAX_VERSION
+            )
+        except RefusedError as error:
+            raise self._fail(f"it does not want us: {error}") from None
+        try:
             major, minor, theirs = wire.unpack_version(reply)
             transfer = wire.number_capability(theirs, "max_data_xfer_size", wire.DEFAULT_TRANSFER)
             max_fds = wire.number_capability(theirs, "max_msg_fds", wire.DEFAULT_FDS)
+            if major != wire.MAJOR or minor > wire.MINOR:
+                raise FormatError(
+                    f"it speaks version {major}.{minor}, and we speak {wire.MAJOR}.{wire.MINOR}"
+                )
+            twin = wire.twin_index(theirs, len(fds)) if self._passes_fds else None
+            if twin is not None:
+                self._add_twin(fds.pop(twin))
         except FormatError as error:
             raise self._fail(str(error)) from None
-        except RefusedError as error:
-            raise self._fail(f"it does not want us: {error}") from None
-        if major != wire.MAJOR or minor > wire.MINOR:
-            raise self._fail(
-                f"it speaks version {major}.{minor}, and we speak {wire.MAJOR}.{wire.MINOR}"
-            )
+        finally:
+            close_all(fds)
         self.max_transfer = min(transfer, wire.DEFAULT_TRANSFER)
         self.max_fds = min(max_fds, wire.MAX_FDS) if self._passes_fds else 0
         self.by_messages = not self._passes_fds and theirs.get(wire.INTERRUPTS) is True
+
+    def _add_twin(self, fd: int) -> None:
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError as error:
+            os.close(fd)
+            raise FormatError(f"its second socket cannot be used: {error.strerror}") from None
+        twin = self._twin = Channel(MessageStream(sock), self._answer)
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            raise FormatError("its second socket is no UNIX stream socket")
+        self.events.register(fd, select.EPOLLIN)
+        self._sockets.register(fd, select.POLLIN)
+        # A server may wait for an answer before it takes more of what we ask.
+        self._main.beside = {**self._main.beside, fd: self._serve_twin}
+        twin.beside = {**twin.beside, self._fd: self._main.keep}
+
+    def _serve_twin(self) -> bool:
+        if self._twin is not None:
+            self._twin.serve_all(SERVED_AT_ONCE)
+        return True
 
     # Requests.
 
@@ -150,7 +194,7 @@ class Client:
             LostError: the connection has ended, now or before.
         """
         reply, theirs = self.ask_for_files(command, payload, least=least, most=most, fds=fds)
-        _close_all(theirs)
+        close_all(theirs)
         return reply
 
     def ask_for_files(
@@ -163,37 +207,53 @@ class Client:
         fds: Sequence[int] = (),
     ) -> tuple[bytes, list[int]]:
         """The same, with the descriptors of the reply, which are the caller's."""
-        self._ident = ident = (self._ident + 1) % IDS
+        self.ident = ident = (self.ident + 1) % IDS
         size = wire.HEADER_SIZE + len(payload)
-        self._send(wire.HEADER.pack(ident, command, size, wire.COMMAND, 0) + payload, fds)
-        return self._await(ident, command, least, least if most is None else most)
+        deadline = time.monotonic() + TIMEOUT
+        try:
+            self._send(wire.HEADER.pack(ident, command, size, wire.COMMAND, 0) + payload, fds)
+            most = least if most is None else most
+            return self._await(ident, command, least, most, deadline)
+        except (HungUpError, FormatError) as error:
+            raise self._fail(str(error)) from None
 
     def read(self, region: int, offset: int, size: int) -> bytes:
-        """Read from a region, at most `max_transfer` bytes.
+        """Read from a region, at most `max_transfer` bytes. What the server signalled before its
+        reply has reached the host when this returns, as a completion pushes messages.
 
         Raises:
             RefusedError, LostError: see `ask`.
         """
-        self._ident = ident = (self._ident + 1) % IDS
-        request = (ident, Command.REGION_READ, ACCESS.size, wire.COMMAND, 0, offset, region, size)
-        self._send(ACCESS.pack(*request))
-        stream = self._stream
-        if stream.length == self._at:
-            self._compact()
-            self._receive(TIMEOUT)
-            # Nearly always the reply comes alone and whole.
-            end = ACCESS.size + size
-            reply = (ident, Command.REGION_READ, end, wire.REPLY, 0, offset, region, size)
-            if (
-                stream.length == end
-                and not stream.has_fds
-                and stream.buffer.startswith(ACCESS.pack(*reply))
-            ):
-                data = bytes(stream.view[ACCESS.size : end])
-                stream.consume(end)
-                return data
-        least = wire.ACCESS.size + size
-        return self._await(ident, Command.REGION_READ, least, least)[0][wire.ACCESS.size :]
+        self.ident = ident = (self.ident + 1) % IDS
+        command, main = Command.REGION_READ, self._main
+        stream = main.stream
+        deadline = time.monotonic() + TIMEOUT
+        try:
+            self._send(
+                ACCESS.pack(ident, command, ACCESS.size, wire.COMMAND, 0, offset, region, size)
+            )
+            if stream.length == main.at and not stream.holds_more:
+                main.compact()
+                self._listen(deadline)
+                stream.receive()
+                # Nearly always the reply comes alone and whole.
+                end = ACCESS.size + size
+                reply = (ident, command, end, wire.REPLY, 0, offset, region, size)
+                if (
+                    stream.length == end
+                    and not stream.has_fds
+                    and stream.buffer.startswith(ACCESS.pack(*reply))
+                ):
+                    data = bytes(stream.view[ACCESS.size : end])
+                    stream.length = 0
+                    return data
+            least = wire.ACCESS.size + size
+            payload, fds = self._await(ident, command, least, least, deadline)
+            close_all(fds)
+            self._take_events()
+            return payload[wire.ACCESS.size :]
+        except (HungUpError, FormatError) as error:
+            raise self._fail(str(error)) from None
 
     def post(self, command: Command, payload: bytes) -> None:
         """Send a request that wants no reply; it waits while the server takes nothing.
@@ -203,154 +263,126 @@ class Client:
         """
         size = wire.HEADER_SIZE + len(payload)
         flags = wire.COMMAND | wire.NO_REPLY
-        self._send(wire.HEADER.pack(0, command, size, flags, 0) + payload)
-
-    def _send(self, data: bytes | bytearray, fds: Sequence[int] = ()) -> None:
-        if self._why is not None:
-            raise LostError(self._why)
         try:
-            self._stream.send(data, fds, receive_up_to=MAX_BACKLOG)
-        except HungUpError as error:
+            self._send(wire.HEADER.pack(0, command, size, flags, 0) + payload)
+        except (HungUpError, FormatError) as error:
             raise self._fail(str(error)) from None
 
+    def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        if self._why is not None:
+            raise LostError(self._why)
+        self._main.send(data, fds)
+
     def _await(
-        self, ident: int, command: Command, least: int, most: int
+        self, ident: int, command: Command, least: int, most: int, deadline: float
     ) -> tuple[bytes, list[int]]:
-        deadline = time.monotonic() + TIMEOUT
+        main = self._main
         while True:
-            while (size := self._next_size()) is not None:
-                got, about, _, flags, error = wire.HEADER.unpack_from(self._stream.buffer, self._at)
+            while (head := main.head()) is not None:
+                got, about, size, flags, error = head
                 if flags & wire.TYPE_MASK == wire.COMMAND:
-                    self._serve(got, about, size, flags)
+                    main.serve(head)
                     if time.monotonic() > deadline:
                         break
                     continue
-                self._flush()
-                self._flush()
-                payload, fds = self._take(size)
-                if flags & wire.TYPE_MASK != wire.REPLY or got != ident or about != command:
-                    _close_all(fds)
-                    raise self._fail(
-                        f"message {got} with command {about} and flags {flags:#x} is no reply to "
-                        f"{command.name}, message {ident}"
-                    )
-                if flags & wire.ERROR:
-                    _close_all(fds)
-                    raise RefusedError(f"{command.name}: {os.strerror(error)}")
-                if not least <= len(payload) <= most:
-                    _close_all(fds)
-                    raise self._fail(
-                        f"its reply to {command.name} has {len(payload)} bytes, not "
-                        + (str(least) if least == most else f"{least} to {most}")
-                    )
+                main.flush()
+                payload, fds = main.take(size)
+                try:
+                    if flags & wire.TYPE_MASK != wire.REPLY or got != ident or about != command:
+                        raise FormatError(
+                            f"message {got} with command {about} and flags {flags:#x} is no reply "
+                            f"to {command.name}, message {ident}"
+                        )
+                    if flags & wire.ERROR:
+                        raise RefusedError(f"{command.name}: {os.strerror(error)}")
+                    if not least <= len(payload) <= most:
+                        raise FormatError(
+                            f"its reply to {command.name} has {len(payload)} bytes, not "
+                            + (str(least) if least == most else f"{least} to {most}")
+                        )
+                except BaseException:
+                    close_all(fds)
+                    raise
                 return payload, fds
-            self._flush()
+            main.flush()
             left = deadline - time.monotonic()
             if left <= 0:
-                raise self._fail(f"it has not answered {command.name} for {TIMEOUT:g} s")
+                raise HungUpError(f"it has not answered {command.name} for {TIMEOUT:g} s")
             self._receive(left)
 
     def _receive(self, timeout: float) -> None:
-        try:
-            if self._stream.wait(timeout):
-                self._stream.receive()
-        except HungUpError as error:
-            raise self._fail(str(error)) from None
+        """Wait for more from the server, and for nothing else; what is on the second socket is
+        answered."""
+        stream = self._main.stream
+        if self._twin is None:
+            if stream.wait(timeout):
+                stream.receive()
+            return
+        for fd, _ in self._sockets.poll(timeout * 1000):
+            if fd == self._fd:
+                stream.receive()
+            else:
+                self._serve_twin()
 
-    def _next_size(self) -> int | None:
-        """Bytes of the message at the start of the buffer, if it is there as a whole."""
-        stream = self._stream
-        size = wire.HEADER_SIZE
-        if stream.length - self._at >= size:
-            _, command, size, _, _ = wire.HEADER.unpack_from(self._stream.buffer, self._at)
-            if not wire.HEADER_SIZE <= size <= MAX_MESSAGE:
-                raise self._fail(f"a message with command {command} is said to have {size} bytes")
-            if stream.length - self._at >= size:
-                return int(size)
-        self._compact()
-        stream.make_room(size)
-        return None
+    def _listen(self, deadline: float) -> None:
+        """Wait for the first socket until `deadline`; what comes elsewhere before that, or at the
+        same time, is dealt with."""
+        fd = self._fd
+        came = False
+        while not came and (left := deadline - time.monotonic()) > 0:
+            for ready, _ in self.events.poll(left):
+                if ready == fd:
+                    came = True
+                else:
+                    self._take_event(ready)
 
-    def _compact(self) -> None:
-        """Move what was not dealt with to the front of the buffer."""
-        self._stream.consume(self._at)
-        self._at = 0
+    def _take_events(self) -> bool:
+        """Deal with what is signalled, but for the first socket; whether there was anything at
+        all."""
+        events = self.events.poll(0)
+        for fd, _ in events:
+            if fd != self._fd:
+                self._take_event(fd)
+        return bool(events)
 
-    def _take(self, size: int) -> tuple[bytes, list[int]]:
-        stream, at = self._stream, self._at
-        self._at = end = at + size
-        payload = bytes(stream.view[at + wire.HEADER_SIZE : end])
-        return payload, stream.take_fds(at, end) if stream.has_fds else []
+    def _take_event(self, fd: int) -> None:
+        if self._twin is not None and fd == self._twin.stream.fileno():
+            self._serve_twin()
+        else:
+            self._host.signalled(fd)
 
     def _fail(self, why: str) -> LostError:
         """The server cannot be talked to any more; returns what to raise."""
         if self._why is None:
             self._why = why
-            self._stream.hang_up()
+            for channel in self._channels():
+                channel.stream.hang_up()
             self._host.lost(why)
         return LostError(self._why)
 
-    # What the server asks.
+    # What the server does by itself.
 
     def serve(self) -> bool:
-        """Answer what has come, without waiting; whether there was anything.
+        """Take interrupts, and answer what has come, without waiting; whether there was anything.
 
         Raises:
             LostError: the connection has ended, now or before.
         """
         if self._why is not None:
             raise LostError(self._why)
-        self._compact()
         try:
-            received = self._stream.receive()
-        except HungUpError as error:
+            if not (self._take_events() or self.waiting):
+                return False
+            for channel in self._channels():
+                channel.serve_all(SERVED_AT_ONCE)
+        except (HungUpError, FormatError) as error:
             raise self._fail(str(error)) from None
-        for _ in range(SERVED_AT_ONCE):
-            size = self._next_size()
-            if size is None:
-                break
-            received = True
-            ident, command, _, flags, _ = wire.HEADER.unpack_from(self._stream.buffer, self._at)
-            if flags & wire.TYPE_MASK != wire.COMMAND:
-                raise self._fail(f"message {ident} with flags {flags:#x} replies to nothing")
-            self._serve(ident, command, size, flags)
-        self._flush()
-        return received
+        return True
 
     @property
     def waiting(self) -> bool:
         """Whether a message has been received and not been dealt with."""
-        stream = self._stream
-        left = stream.length - self._at
-        if left < wire.HEADER_SIZE:
-            return stream.holds_more
-        size: int = wire.HEADER.unpack_from(stream.buffer, self._at)[2]
-        return left >= size or stream.holds_more
-
-    def _serve(self, ident: int, command: int, size: int, flags: int) -> None:
-        payload, fds = self._take(size)
-        _close_all(fds)
-        error, answer = 0, b""
-        try:
-            answer = self._answer(command, payload)
-        except DmaError:
-            error = errno.EFAULT
-        except OSError as refused:
-            error = refused.errno or errno.EIO
-        if flags & wire.NO_REPLY:
-            return
-        flags = wire.REPLY | (wire.ERROR if error else 0)
-        size = wire.HEADER_SIZE + len(answer)
-        self._answers += wire.HEADER.pack(ident, command, size, flags, error)
-        self._answers += answer
-        if len(self._answers) > ANSWERS_AT_ONCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Send the answers that wait for company."""
-        if self._answers:
-            answers, self._answers = self._answers, bytearray()
-            self._send(answers)
+        return any(channel.waiting for channel in self._channels())
 
     def _answer(self, command: int, payload: bytes) -> bytes:
         if command == Command.DMA_READ and len(payload) == wire.DMA_ACCESS.size:
@@ -371,8 +403,3 @@ class Client:
             self._host.interrupt(kind, vector, bool(asserted))
             return b""
         raise OSError(errno.ENOTSUP, f"command {command}")
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)

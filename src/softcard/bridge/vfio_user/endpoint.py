@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import select
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from softcard.bridge.vfio_user.client import Client, LostError
 from softcard.bridge.vfio_user.interrupts import Wires
@@ -64,7 +63,6 @@ class RemoteEndpoint(Endpoint):
         self._upstream: Upstream | None = None
         self._loop: CardLoop | None = None
         self._client: Client | None = None
-        self._epoll = select.epoll()
         self._mapped: list[tuple[int, int]] = []
 
     @property
@@ -88,11 +86,10 @@ class RemoteEndpoint(Endpoint):
         client, description = self._remote.client, self._remote.description
         assert client is not None and description is not None
         self._client = client
-        self._wires.attach(client, description.irqs, self._epoll)
-        self._epoll.register(client.fileno(), select.EPOLLIN)
+        self._wires.attach(client, description.irqs)
         self._loop = self.function.loop
         self._loop.add_poller(self)
-        self._loop.add_reader(self._epoll.fileno(), self.poll)
+        self._loop.add_reader(client.events.fileno(), self.poll)
 
     def disconnect(self) -> None:
         """See `Downstream.disconnect`."""
@@ -113,33 +110,19 @@ class RemoteEndpoint(Endpoint):
     def _part(self) -> None:
         """Have no more to do with the server."""
         self._wires.detach()
-        if self._client is not None:
-            self._epoll.unregister(self._client.fileno())
-            self._client = None
-        if self._loop is not None:
+        if self._client is not None and self._loop is not None:
             self._loop.remove_poller(self)
-            self._loop.remove_reader(self._epoll.fileno())
-            self._loop = None
+            self._loop.remove_reader(self._client.events.fileno())
+        self._client = self._loop = None
 
     # What the server sends by itself; see `Poller`.
 
     def poll(self) -> bool:
         """Take interrupts, and answer DMA."""
-        client = self._client
-        if client is None:
-            return False
-        events = self._epoll.poll(0)
         try:
-            for fd, _ in events:
-                if fd == client.fileno():
-                    client.serve()
-                else:
-                    self._wires.take(fd)
-            if not events and client.waiting:
-                return client.serve()
+            return self._client is not None and self._client.serve()
         except LostError:
-            pass  # `lost` has been called
-        return bool(events)
+            return True  # `lost` has been called
 
     def arm(self) -> bool:
         """Descriptors wake the loop, but not what has been received already."""
@@ -151,6 +134,10 @@ class RemoteEndpoint(Endpoint):
     def interrupt(self, kind: int, vector: int, asserted: bool) -> None:
         """An interrupt has come as a message."""
         self._wires.message(kind, vector, asserted)
+
+    def signalled(self, fd: int) -> None:
+        """An interrupt has come."""
+        self._wires.take(fd)
 
     def _settle(self) -> None:
         if self._wires.asserted:
@@ -214,10 +201,14 @@ class RemoteEndpoint(Endpoint):
     def read(self, bar: int, offset: int, size: int) -> int:
         """See `Downstream.read`. What the server signalled before its answer is delivered before
         this returns, as a completion pushes messages."""
-        if self._client is None:
+        client = self._client
+        if client is None:
             return all_ones(size)
+        before = client.ident
         value = super().read(bar, offset, size)
-        self.poll()
+        if client.ident == before:
+            # The server was not asked.
+            self.poll()
         self._settle()
         return value if self._client is not None else all_ones(size)
 
@@ -269,6 +260,11 @@ class RemoteEndpoint(Endpoint):
         """See `Downstream.shared_ranges`."""
         bars = self.function.bars.values()
         return [shared for bar in bars if isinstance(bar, RemoteBar) for shared in bar.shared()]
+
+    def vectors_wired(self, vectors: Collection[int]) -> None:
+        """See `Downstream.vectors_wired`."""
+        super().vectors_wired(vectors)
+        self._remote.attempt(lambda client: self._wires.deliver(vectors))
 
     # The driver's memory.
 

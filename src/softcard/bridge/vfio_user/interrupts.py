@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from softcard.bridge.vfio_user.client import Client, RefusedError
 from softcard.model.interrupts import Interrupts
@@ -50,18 +50,19 @@ class Wires:
         self._kind: Irq | None = None
         self._wired: dict[int, int] = {}
         self._vectors: dict[int, int] = {}
-        self._epoll: select.epoll | None = None
+        self._delivered: Collection[int] = ()
         self.asserted = False
 
-    def attach(self, client: Client, counts: tuple[int, ...], epoll: select.epoll) -> None:
-        """Wire them at this server, which has so many of each type; `epoll` then names the
+    def attach(self, client: Client, counts: tuple[int, ...]) -> None:
+        """Wire them at this server, which has so many of each type; its `events` then name the
         descriptors for `take`."""
-        self._client, self._counts, self._epoll = client, counts, epoll
+        self._client, self._counts = client, counts
 
     def detach(self) -> None:
         """The server has nothing to do with us any more."""
         self._drop()
-        self._client = self._epoll = self._kind = None
+        self._client = self._kind = None
+        self._delivered = ()
 
     def reset(self) -> None:
         """The card was reset, and may have forgotten what was wired.
@@ -89,8 +90,8 @@ class Wires:
         Raises:
             LostError: the connection has ended.
         """
-        client, epoll = self._client, self._epoll
-        if client is None or epoll is None:
+        client = self._client
+        if client is None:
             return
         kind = self._chosen()
         if kind != self._kind:
@@ -98,13 +99,25 @@ class Wires:
             self._kind = kind
         if kind is not None:
             for start, count in _runs(self._missing(kind), max(client.max_fds, 1)):
-                self._wire(client, epoll, kind, start, count)
+                self._wire(client, kind, start, count)
+
+    def deliver(self, vectors: Collection[int]) -> None:
+        """A bus that keeps the messages itself delivers these vectors, and no others.
+
+        Raises:
+            LostError: the connection has ended.
+        """
+        self._delivered = vectors
+        self.follow()
 
     def _chosen(self) -> Irq | None:
-        if self._msix is not None and self._msix.control.enable:
+        msi, msix = self._msi, self._msix
+        if msix is not None and msix.control.enable:
             return Irq.MSIX
-        if self._msi is not None and self._msi.control.enable:
+        if msi is not None and msi.control.enable:
             return Irq.MSI
+        if self._delivered:
+            return Irq.MSIX if msix is not None else Irq.MSI
         return Irq.INTX if self._pin else None
 
     def _missing(self, kind: Irq) -> Iterator[int]:
@@ -118,9 +131,11 @@ class Wires:
                 yield vector
 
     def _unmasked(self, vector: int) -> bool:
-        return self._msix is not None and not self._msix.masked(vector)
+        return vector in self._delivered or (
+            self._msix is not None and not self._msix.masked(vector)
+        )
 
-    def _wire(self, client: Client, epoll: select.epoll, kind: Irq, start: int, count: int) -> None:
+    def _wire(self, client: Client, kind: Irq, start: int, count: int) -> None:
         if client.by_messages:
             self._set(client, SET, kind, start, count, data=b"\1" * count)
             self._wired.update(dict.fromkeys(range(start, start + count), -1))
@@ -134,7 +149,7 @@ class Wires:
         # Whatever becomes of the request, they must not be wired a second time.
         for vector, fd in enumerate(fds, start):
             self._wired[vector], self._vectors[fd] = fd, vector
-            epoll.register(fd, select.EPOLLIN)
+            client.events.register(fd, select.EPOLLIN)
         self._set(client, SET, kind, start, count, fds=fds)
 
     @staticmethod
@@ -157,9 +172,9 @@ class Wires:
 
     def _drop(self) -> None:
         # Closing does not take them out: the server has them open as well.
-        if self._epoll is not None:
+        if self._client is not None:
             for fd in self._vectors:
-                self._epoll.unregister(fd)
+                self._client.events.unregister(fd)
         _close_all(list(self._vectors))
         self._vectors.clear()
         self._wired.clear()

@@ -155,8 +155,11 @@ class RemoteBar(Bar):
             self.memories.append(memory)
 
     def unmap(self) -> None:
-        """The server has gone, and its memory with it."""
+        """The server has gone, and its memory with it, for those as well who hold views of it."""
         self.remote.forget_memory()
+        for memory in self.memories:
+            if isinstance(memory, RemoteMemory):
+                memory.mapping.revoke()
         self.memories.clear()
         if self.memory_fd >= 0:
             os.close(self.memory_fd)

@@ -35,6 +35,9 @@ class Plugged(Protocol):
     def interrupt(self, kind: int, vector: int, asserted: bool) -> None:
         """An interrupt that came as a message."""
 
+    def signalled(self, fd: int) -> None:
+        """An interrupt's descriptor is readable."""
+
     def lost(self) -> None:
         """The connection has ended."""
 
@@ -171,6 +174,11 @@ class Remote:
         """See `client.Host`."""
         if self.plugged is not None:
             self.plugged.interrupt(kind, vector, asserted)
+
+    def signalled(self, fd: int) -> None:
+        """See `client.Host`."""
+        if self.plugged is not None:
+            self.plugged.signalled(fd)
 
     def lost(self, why: str) -> None:
         """See `client.Host`."""

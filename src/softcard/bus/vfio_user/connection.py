@@ -15,6 +15,8 @@ from softcard.bus.vfio_user.features import Features
 from softcard.bus.vfio_user.interrupts import Interrupts
 from softcard.bus.vfio_user.layout import CONFIG_SIZE_EXTENDED, Layout, region_info
 from softcard.bus.vfio_user.port import Port
+from softcard.bus.vfio_user.twin import Twin
+from softcard.bus.vfio_user.version import agree
 from softcard.model.link import Downstream, ResetKind, all_ones
 from softcard.model.loop import CardLoop
 from softcard.wire import vfio_user as wire
@@ -77,6 +79,7 @@ class Connection:
         self._closed = closed
         self._ended = False
         self._messages = Messages(stream, MAX_MESSAGE, self._wake)
+        self._twin: Twin | None = None
         self._interrupts: Interrupts | None = None
         self._features = Features(function, port.log)
         self._handlers: dict[int, Handler] = {
@@ -117,6 +120,8 @@ class Connection:
             self.function.vectors_wired([])
         for region in self._port.memory.regions:
             self._remove(region)
+        if self._twin is not None:
+            self._twin.close()
         self._messages.close()
 
     def pull(self, loop: CardLoop) -> None:
@@ -126,6 +131,8 @@ class Connection:
             loop: in place of the card's loop, for which the connection is no port any more.
         """
         self._port.detach()
+        if self._twin is not None:
+            self._twin.close()
         self.function.vectors_wired([])
         for region in self._port.memory.regions:
             self.function.memory_removed(region.address, region.size)
@@ -159,12 +166,8 @@ class Connection:
                 self._serve(message)
                 if self._ended:
                     break
-        except HungUpError as error:
-            log.info("the client has gone: %s", error)
-            self._end()
-        except FormatError as error:
-            log.warning("the client broke the vfio-user protocol: %s", error)
-            self._end()
+        except (HungUpError, FormatError) as error:
+            self._end(error)
         return True
 
     def arm(self) -> bool:
@@ -185,10 +188,15 @@ class Connection:
         except RuntimeError:
             pass  # the loop is closed: nobody serves commands any more
 
-    def _end(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._closed(self)
+    def _end(self, why: HungUpError | FormatError) -> None:
+        if self._ended:
+            return
+        if isinstance(why, HungUpError):
+            log.info("the client has gone: %s", why)
+        else:
+            log.warning("the client broke the vfio-user protocol: %s", why)
+        self._ended = True
+        self._closed(self)
 
     def _serve_read(self, read: Access) -> None:
         """What came alone and looks like a register read: all that is slow about it left out."""
@@ -239,14 +247,15 @@ class Connection:
         self.served += 1
         self._serving.append(message)
         _, command, _, payload, fds = message
-        error, answer, reply_fds = 0, b"", []
+        error, answer = 0, b""
+        reply_fds: list[int] = []
         try:
             if fds and command not in TAKE_FDS:
                 raise OSError(errno.EINVAL, f"descriptors came with command {command}")
             if self._interrupts is None:
                 if command != Command.VERSION:
                     raise FormatError(f"its first message is command {command}, not VERSION")
-                answer = self._version(payload)
+                answer, reply_fds = self._version(payload)
             elif command == Command.DEVICE_GET_REGION_INFO:
                 answer, fd = self._region_info(payload)
                 reply_fds = [] if fd is None else [fd]
@@ -275,32 +284,21 @@ class Connection:
             self._messages.reply_error(message, error)
         else:
             self._messages.reply(message, answer, reply_fds)
+        if command == Command.VERSION and self._twin is not None:
+            self._twin.passed()
 
     # Version.
 
-    def _version(self, payload: bytes) -> bytes:
-        major, minor, offered = wire.unpack_version(payload)
-        if major != wire.MAJOR:
-            raise FormatError(f"it speaks version {major}, and we speak {wire.MAJOR}")
-        transfer = wire.number_capability(offered, "max_data_xfer_size", wire.DEFAULT_TRANSFER)
-        ours: dict[str, object] = {"max_msg_fds": wire.MAX_FDS}
-        if offered.get("write_multiple") is True:
-            ours["write_multiple"] = True
-        by_messages = offered.get(wire.INTERRUPTS) is True
-        if by_messages:
-            ours[wire.INTERRUPTS] = True
-        self._interrupts = Interrupts(self._layout.irqs, self, by_messages=by_messages)
+    def _version(self, payload: bytes) -> tuple[bytes, list[int]]:
+        terms = agree(payload, passes_fds=self._passes_fds)
+        if terms.twin:
+            self._twin = Twin(MAX_MESSAGE, self._loop, self._end)
+            self._messages.ask_over(self._twin.messages)
+        self._interrupts = Interrupts(self._layout.irqs, self, by_messages=terms.by_messages)
         self._port.attach(
-            self._messages,
-            self._interrupts,
-            min(transfer, wire.DEFAULT_TRANSFER),
-            posted=by_messages,
+            self._messages, self._interrupts, terms.transfer, posted=terms.by_messages
         )
-        answer = wire.pack_version(wire.MAJOR, min(minor, wire.MINOR), ours)
-        # QEMU has no room for a reply that is longer than its request.
-        if len(answer) > len(payload):
-            answer = wire.pack_version(wire.MAJOR, min(minor, wire.MINOR), {})
-        return answer if len(answer) <= len(payload) else answer[: wire.VERSION.size]
+        return terms.reply, [] if self._twin is None else [self._twin.fd]
 
     # Memory.
 
