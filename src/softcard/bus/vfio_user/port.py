@@ -43,6 +43,7 @@ class Port:
         self._transfer = wire.DEFAULT_TRANSFER
         self._posted = False
         self._asserted = False
+        self._down = False
         self._lock = threading.Lock()
 
     @property
@@ -66,6 +67,8 @@ class Port:
             self._messages, self._interrupts = messages, interrupts
             if self._asserted:
                 interrupts.level(True)
+            if self._down:
+                messages.hang_up()
 
     def detach(self) -> None:
         """It has gone."""
@@ -94,6 +97,7 @@ class Port:
     def link_down(self) -> None:
         """See `Upstream.link_down`: a client sees the end of its connection."""
         with self._lock:
+            self._down = True
             if self._messages is not None:
                 self._messages.hang_up()
 
@@ -110,8 +114,9 @@ class Port:
 
     def dma_file(self, address: int, length: int) -> tuple[int, int] | None:
         """See `Upstream.dma_file`."""
-        region = self.memory.at(address, length, write=True)
-        if region.file is None:
+        region = self.memory.at(address, length, write=False)
+        # Whoever has the file could write what may only be read.
+        if region.file is None or not region.writable:
             return None
         fd, offset = region.file
         return fd, offset + address - region.address
