@@ -95,6 +95,11 @@ def test_newer_suites_come_after_the_machines_own_and_its_backports() -> None:
     assert suites[-1] == "sid"
 
 
+def test_older_releases_can_be_left_out() -> None:
+    assert suites_from("bookworm", "trixie")[:2] == ["trixie", "trixie-backports"]
+    assert suites_from("sid", "trixie") == ["sid"]
+
+
 @pytest.mark.parametrize(
     ("text", "codename"),
     [
