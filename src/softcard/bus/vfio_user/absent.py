@@ -21,7 +21,7 @@ class Absent:
 
     def config_read(self, offset: int, size: int) -> int:
         """See `Downstream.config_read`."""
-        # QEMU reads it by itself when the machine is reset, and aborts over pin 255.
+        # QEMU asks for the pin by itself when the machine is reset, and takes it for one of four.
         return 0 if (offset, size) == (INTERRUPT_PIN, 1) else all_ones(size)
 
     def config_write(self, offset: int, size: int, value: int) -> None:
