@@ -24,6 +24,8 @@ def connect(address: Address, credentials: Credentials | None = None) -> Message
         PlugError: nobody answers there, or not with a certificate that is vouched for.
         UsageError: there are no credentials.
     """
+    if isinstance(address, NetworkAddress) and address.scheme == "tls" and credentials is None:
+        raise UsageError(f"{address} needs certificates: name their folder with --tls")
     try:
         if isinstance(address, UnixAddress):
             return _connect_unix(address)
@@ -34,11 +36,8 @@ def connect(address: Address, credentials: Credentials | None = None) -> Message
             "name another address"
         ) from None
     tune(sock)
-    if address.scheme == "tcp":
+    if address.scheme == "tcp" or credentials is None:
         return MessageStream(sock)
-    if credentials is None:
-        sock.close()
-        raise UsageError(f"{address} needs certificates: name their folder with --tls")
     return _shake_hands(sock, address, credentials)
 
 
