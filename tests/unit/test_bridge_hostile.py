@@ -411,6 +411,32 @@ def test_a_question_right_before_a_reply_is_answered_at_once(
         assert time.monotonic() < deadline
 
 
+@pytest.mark.parametrize("question", [True, False])
+def test_an_interrupt_comes_before_the_reply_that_it_was_signalled_before(
+    fake: FakeServer, simulated_bus: SimulatedBus, question: bool
+) -> None:
+    device = plugged(fake, simulated_bus)
+    device.enable_msix()
+    memory = simulated_bus.alloc(4096)
+
+    def read(payload: bytes, fds: list[int]) -> bytes:
+        assert fake.sock is not None
+        if question:
+            fake.replies.clear()
+            ident = fake.ident
+            fake.ask(Command.DMA_READ, wire.DMA_ACCESS.pack(memory.address, 4))
+            while not fake.replies:
+                fake._serve(fake.sock)
+            fake.ident = ident
+        os.eventfd_write(fake.eventfds[Irq.MSIX, 2], 1)
+        return payload + bytes(4)
+
+    fake.answers[Command.REGION_READ] = read
+    for _ in range(100):
+        assert device.read(0, 0) == 0
+        assert device.take_interrupts() == [2]
+
+
 def test_questions_without_end_do_not_keep_a_read_waiting(
     fake: FakeServer, simulated_bus: SimulatedBus, impatient: None
 ) -> None:

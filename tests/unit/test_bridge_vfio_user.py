@@ -25,7 +25,7 @@ from tests.unit.bridged import (
     bridged,
 )
 
-from softcard import DmaError, MsiX, PlugError, PowerManagement, ResetKind
+from softcard import DmaError, MsiX, PlugError, PowerManagement, ResetKind, UsageError
 from softcard.bridge.vfio_user import VfioUserCard
 from softcard.bus.simulated import SimulatedBus, SimulatedDevice
 from softcard.bus.vfio_user import VfioUserServer
@@ -438,6 +438,20 @@ def test_a_card_that_has_gone_can_be_plugged_in_again(
     assert signalled(again, 3) == [3]
 
 
+def test_memory_of_a_connection_that_has_ended_leads_nowhere(
+    device: SimulatedDevice, server: VfioUserServer, card: Signals, simulated_bus: SimulatedBus
+) -> None:
+    bridge = device.slot.card
+    view = bridge.bars[0].memories[0].view[:8]
+    view[:4] = b"live"
+    server.hang_up()
+    simulated_bus.run_until(lambda: not device.present)
+    device.slot.unplug()
+    simulated_bus.plug(bridge)
+    view[:4] = b"late"
+    assert bytes(card.bar0.memory.view[:4]) == b"live"
+
+
 def test_unplugged_it_leaves_the_server_to_others(
     device: SimulatedDevice, server: VfioUserServer, simulated_bus: SimulatedBus
 ) -> None:
@@ -458,6 +472,17 @@ def test_another_card_at_the_same_socket_is_refused(
             simulated_bus.plug(bridge)
     finally:
         server.stop()
+
+
+def test_an_address_may_be_text(tmp_path: Path, simulated_bus: SimulatedBus) -> None:
+    server = VfioUserServer(Signals(), tmp_path / "card")
+    try:
+        device = simulated_bus.plug(VfioUserCard(str(tmp_path / "card")))[0]
+        assert device.config_read(0, 2) == Signals.vendor_id
+    finally:
+        server.stop()
+    with pytest.raises(UsageError, match="udp://"):
+        VfioUserCard("udp://here:1")
 
 
 def test_without_a_server_there_is_one_sentence(tmp_path: Path) -> None:

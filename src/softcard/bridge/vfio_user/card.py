@@ -37,6 +37,7 @@ class VfioUserCard(Card):
 
     Raises:
         PlugError: nobody listens there, or what is served there is no card that can be used.
+        UsageError: that is no address, or it needs credentials.
     """
 
     def __init__(

@@ -154,8 +154,12 @@ class Client:
             sock = socket.socket(fileno=fd)
         except OSError as error:
             os.close(fd)
-            raise FormatError(f"its second socket cannot be used: {error.strerror}") from None
+            raise FormatError(f"its second socket is none: {error.strerror}") from None
         twin = self._twin = Channel(MessageStream(sock), self._answer)
+        try:
+            sock.getpeername()
+        except OSError as error:
+            raise FormatError(f"its second socket cannot be used: {error.strerror}") from None
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
             raise FormatError("its second socket is no UNIX stream socket")
         self.events.register(fd, select.EPOLLIN)
