@@ -136,7 +136,8 @@ class FakeClient:
         self.ident = (self.ident + 1) % (1 << 16)
         message = pack(command, payload, flags=flags, ident=self.ident)
         sent = socket.send_fds(self.socket, [message], list(fds)) if fds else 0
-        self.socket.sendall(message[sent:])
+        if sent < len(message):
+            self.socket.sendall(message[sent:])
         return self.ident
 
     def receive(self) -> Got:
