@@ -22,6 +22,8 @@ SERVED_AT_ONCE = 256
 IDS = 1 << 16
 # A REGION_READ or its reply, header included.
 ACCESS = struct.Struct("<HHIIIQII")
+ACCESS_SIZE, READ = ACCESS.size, int(Command.REGION_READ)
+COMMAND, REPLY = wire.COMMAND, wire.REPLY
 
 
 class LostError(Exception):
@@ -228,31 +230,35 @@ class Client:
         Raises:
             RefusedError, LostError: see `ask`.
         """
+        if self._why is not None:
+            raise LostError(self._why)
         self.ident = ident = (self.ident + 1) % IDS
-        command, main = Command.REGION_READ, self._main
+        main = self._main
         stream = main.stream
         deadline = time.monotonic() + TIMEOUT
         try:
-            self._send(
-                ACCESS.pack(ident, command, ACCESS.size, wire.COMMAND, 0, offset, region, size)
+            stream.send(
+                ACCESS.pack(ident, READ, ACCESS_SIZE, COMMAND, 0, offset, region, size),
+                beside=main.beside,
             )
-            if stream.length == main.at and not stream.holds_more:
+            if main.at:
                 main.compact()
+            if not (stream.length or stream.holds_more):
                 self._listen(deadline)
                 stream.receive()
                 # Nearly always the reply comes alone and whole.
-                end = ACCESS.size + size
-                reply = (ident, command, end, wire.REPLY, 0, offset, region, size)
+                end = ACCESS_SIZE + size
                 if (
                     stream.length == end
+                    and stream.buffer.startswith(
+                        ACCESS.pack(ident, READ, end, REPLY, 0, offset, region, size)
+                    )
                     and not stream.has_fds
-                    and stream.buffer.startswith(ACCESS.pack(*reply))
                 ):
-                    data = bytes(stream.view[ACCESS.size : end])
                     stream.length = 0
-                    return data
+                    return bytes(stream.view[ACCESS_SIZE:end])
             least = wire.ACCESS.size + size
-            payload, fds = self._await(ident, command, least, least, deadline)
+            payload, fds = self._await(ident, Command.REGION_READ, least, least, deadline)
             close_all(fds)
             self._take_events()
             return payload[wire.ACCESS.size :]

@@ -124,6 +124,8 @@ class Remote:
         data = b""
         client = self.client
         try:
+            if client is not None and size <= client.max_transfer:
+                return client.read(region, offset, size)
             while client is not None and len(data) < size:
                 count = min(size - len(data), client.max_transfer)
                 data += client.read(region, offset + len(data), count)
