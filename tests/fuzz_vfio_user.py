@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import faulthandler
 import gc
 import json
 import logging
 import os
 import random
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -79,6 +81,8 @@ LONGS = (*WORDS, SLOT_AT, JUNK_AT, 1 << 32, 1 << 62, 1 << 63, (1 << 64) - PAGE, 
 SESSION = 400
 # KiB; a heap is never quite the same.
 RSS_GROWTH = 4096
+# How long a server may be busy with itself.
+PATIENCE = 60.0
 FLUSH = 8192
 
 
@@ -156,6 +160,7 @@ def serve(path: Path) -> None:
     import softcard.wire.messages
 
     softcard.wire.messages.REPLY_TIMEOUT = REPLY_TIMEOUT
+    faulthandler.enable()
     failures: list[str] = []
 
     class Failures(logging.Handler):
@@ -198,6 +203,9 @@ class Server:
 
     def _line(self) -> str:
         assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            # It shows what its threads do.
+            self.process.send_signal(signal.SIGABRT)
         return self.process.stdout.readline()
 
     def state(self) -> State:
@@ -368,7 +376,7 @@ class Fuzzer:
             (8, self._posted),
             (10, self._act),
             (8, self._share),
-            (6, self._unshare),
+            (2, self._unshare),
             (6, self._map_junk),
             (6, self._interrupts),
             (3, self._multi),
