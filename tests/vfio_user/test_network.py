@@ -113,7 +113,8 @@ def test_a_server_that_dies_is_a_pulled_card_and_one_that_returns_a_plugged_one(
 ) -> None:
     log = tmp_path / "log"
     script = (
-        "disk; echo disk is there; dd if=/dev/zero of=/dev/nvme0n1 bs=4k count=10000000 oflag=direct; "
+        "disk; echo disk is there; "
+        "dd if=/dev/zero of=/dev/nvme0n1 bs=4k count=10000000 oflag=direct; "
         f"disk !; echo gone; disk; {FIO} --rw=randwrite --bs=4k --io_size=4M && echo back"
     )
     process = run(wire, keys, FAR, script, log)
@@ -131,7 +132,8 @@ def test_a_cable_that_is_pulled_is_a_pulled_card(
     wire: Wire, served: Served, keys: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    process = run(wire, keys, FAR, "disk; echo disk is there; disk !; disk; lsblk /dev/nvme0n1", log)
+    script = "disk; echo disk is there; disk !; disk; lsblk /dev/nvme0n1"
+    process = run(wire, keys, FAR, script, log)
     wait_for(log, "disk is there")
     wire.cut()
     wait_for(log, "the card was pulled")
