@@ -11,27 +11,27 @@ from typing import Any
 
 from softcard.bus.vfio_user import memory
 from softcard.bus.vfio_user.absent import Absent
+from softcard.bus.vfio_user.accesses import ACCESS_SIZE, BARS, Accesses
 from softcard.bus.vfio_user.features import Features
 from softcard.bus.vfio_user.interrupts import Interrupts
-from softcard.bus.vfio_user.layout import CONFIG_SIZE_EXTENDED, Layout, region_info
+from softcard.bus.vfio_user.layout import Layout
 from softcard.bus.vfio_user.port import Port
+from softcard.bus.vfio_user.queries import Queries
 from softcard.bus.vfio_user.twin import Twin
 from softcard.bus.vfio_user.version import agree
-from softcard.model.link import Downstream, ResetKind, all_ones
+from softcard.model.link import Downstream, ResetKind
 from softcard.model.loop import CardLoop
 from softcard.wire import vfio_user as wire
 from softcard.wire.messages import Message, Messages, close_all
 from softcard.wire.stream import HungUpError, MessageStream
-from softcard.wire.vfio_user import Command, FormatError, Region
+from softcard.wire.vfio_user import Command, FormatError
 
 log = logging.getLogger("softcard.bus.vfio_user")
 
 MAX_MESSAGE = wire.HEADER_SIZE + wire.ACCESS.size + wire.DEFAULT_TRANSFER + 4096
 AT_ONCE = 1024
 REGION_READ = int(Command.REGION_READ)
-BARS = 6
 TAKE_FDS = (Command.DMA_MAP, Command.DEVICE_SET_IRQS)
-ACCESS_SIZE = wire.ACCESS.size
 # A REGION_READ, header included, and its replies by the size of the register.
 READ = struct.Struct("<HHIIIQII")
 READ_SIZE = READ.size
@@ -82,16 +82,18 @@ class Connection:
         self._twin: Twin | None = None
         self._interrupts: Interrupts | None = None
         self._features = Features(function, port.log)
+        self._queries = Queries(layout, passes_fds=stream.passes_fds)
+        self._accesses = Accesses(function, layout.sizes)
         self._handlers: dict[int, Handler] = {
             Command.DMA_MAP: self._dma_map,
             Command.DMA_UNMAP: self._dma_unmap,
-            Command.DEVICE_GET_INFO: self._device_info,
-            Command.DEVICE_GET_REGION_IO_FDS: self._region_io_fds,
-            Command.DEVICE_GET_IRQ_INFO: self._irq_info,
+            Command.DEVICE_GET_INFO: self._queries.device_info,
+            Command.DEVICE_GET_REGION_IO_FDS: self._queries.region_io_fds,
+            Command.DEVICE_GET_IRQ_INFO: self._queries.irq_info,
             Command.DEVICE_SET_IRQS: self._set_irqs,
-            Command.REGION_READ: self._region_read,
-            Command.REGION_WRITE: self._region_write,
-            Command.REGION_WRITE_MULTI: self._region_write_multi,
+            Command.REGION_READ: self._accesses.read,
+            Command.REGION_WRITE: self._accesses.write,
+            Command.REGION_WRITE_MULTI: self._accesses.write_multi,
             Command.DEVICE_RESET: self._device_reset,
             Command.DEVICE_FEATURE: self._features.request,
             Command.MIG_DATA_READ: self._features.read_data,
@@ -136,7 +138,7 @@ class Connection:
         self.function.vectors_wired([])
         for region in self._port.memory.regions:
             self.function.memory_removed(region.address, region.size)
-        self.function = Absent()
+        self.function = self._accesses.function = Absent()
         self._loop = loop
         loop.add_port(self)
 
@@ -257,7 +259,7 @@ class Connection:
                     raise FormatError(f"its first message is command {command}, not VERSION")
                 answer, reply_fds = self._version(payload)
             elif command == Command.DEVICE_GET_REGION_INFO:
-                answer, fd = self._region_info(payload)
+                answer, fd = self._queries.region_info(payload)
                 reply_fds = [] if fd is None else [fd]
             else:
                 handler = self._handlers.get(command)
@@ -332,107 +334,13 @@ class Connection:
         if self._port.log is not None:
             self._port.log.removed(region.address, region.size)
 
-    # What the function has.
-
-    def _device_info(self, payload: bytes, fds: list[int]) -> bytes:
-        _room(payload, wire.DEVICE_INFO)
-        return wire.DEVICE_INFO.pack(
-            wire.DEVICE_INFO.size,
-            wire.DEVICE_RESETS | wire.DEVICE_IS_PCI,
-            wire.REGIONS,
-            wire.IRQS,
-        )
-
-    def _region_info(self, payload: bytes) -> tuple[bytes, int | None]:
-        room = _room(payload, wire.REGION_INFO)
-        shared = self._layout.shared if self._passes_fds else {}
-        return region_info(self._layout.sizes, shared, self._region(payload, 8), room)
-
-    def _region_io_fds(self, payload: bytes, fds: list[int]) -> bytes:
-        _room(payload, wire.REGION_IO_FDS)
-        index = self._region(payload, 8)
-        return wire.REGION_IO_FDS.pack(wire.REGION_IO_FDS.size, 0, index, 0)
-
-    @staticmethod
-    def _region(payload: bytes, at: int) -> int:
-        index = int.from_bytes(payload[at : at + 4], "little")
-        if index >= wire.REGIONS:
-            raise OSError(errno.EINVAL, f"there is no region {index}")
-        return index
-
-    def _irq_info(self, payload: bytes, fds: list[int]) -> bytes:
-        _room(payload, wire.IRQ_INFO)
-        _, _, kind, _ = wire.IRQ_INFO.unpack_from(payload)
-        if kind >= wire.IRQS:
-            raise OSError(errno.EINVAL, f"there is no interrupt type {kind}")
-        flags = wire.IRQ_EVENTFD | (
-            wire.IRQ_MASKABLE | wire.IRQ_AUTOMASKED if kind == wire.Irq.INTX else 0
-        )
-        return wire.IRQ_INFO.pack(wire.IRQ_INFO.size, flags, kind, self._layout.irqs[kind])
+    # Interrupts and resets.
 
     def _set_irqs(self, payload: bytes, fds: list[int]) -> bytes:
         _, flags, kind, start, count = wire.SET_IRQS.unpack_from(payload)
         assert self._interrupts is not None
         self._interrupts.set(flags, kind, start, count, payload[wire.SET_IRQS.size :], fds)
         return b""
-
-    # Accesses.
-
-    def _region_read(self, payload: bytes, fds: list[int]) -> bytes:
-        offset, region, count = wire.ACCESS.unpack(payload)
-        self._check_access(offset, region, count)
-        if region == Region.CONFIG:
-            data = b"".join(
-                self.function.config_read(at, size).to_bytes(size, "little")
-                for at, size in _aligned(offset, count)
-            )
-        elif region < BARS:
-            data = self.function.read_block(region, offset, count)
-        else:
-            data = b"\xff" * count
-        return payload + data
-
-    def _region_write(self, payload: bytes, fds: list[int]) -> bytes:
-        offset, region, count = wire.ACCESS.unpack_from(payload)
-        if len(payload) != ACCESS_SIZE + count:
-            raise OSError(errno.EINVAL, f"{len(payload) - ACCESS_SIZE} bytes to write {count}")
-        if region < BARS and 0 < count <= 8 and offset + count <= self._layout.sizes[region]:
-            value = int.from_bytes(payload[ACCESS_SIZE:], "little")
-            self.function.write(region, offset, count, value)
-        else:
-            self._write_block(offset, region, count, payload[ACCESS_SIZE:])
-        return payload[:ACCESS_SIZE]
-
-    def _write_block(self, offset: int, region: int, count: int, data: bytes) -> None:
-        self._check_access(offset, region, count)
-        if region == Region.CONFIG:
-            for at, size in _aligned(offset, count):
-                part = data[at - offset :][:size]
-                self.function.config_write(at, size, int.from_bytes(part, "little"))
-        elif region < BARS:
-            self.function.write_block(region, offset, data)
-
-    def _region_write_multi(self, payload: bytes, fds: list[int]) -> bytes:
-        (count,) = wire.WRITE_COUNT.unpack_from(payload)
-        writes = payload[wire.WRITE_COUNT.size :]
-        if len(writes) != count * wire.SHORT_WRITE.size:
-            raise OSError(errno.EINVAL, f"{len(writes)} bytes for {count} writes")
-        sizes, write = self._layout.sizes, self.function.write
-        for offset, region, size, value in wire.SHORT_WRITE.iter_unpack(writes):
-            if region < BARS and 0 < size <= 8 and offset + size <= sizes[region]:
-                write(region, offset, size, value & all_ones(size))
-            else:
-                if size > 8:
-                    raise OSError(errno.EINVAL, f"a short write of {size} bytes")
-                data = (value & all_ones(size)).to_bytes(size, "little")
-                self._write_block(offset, region, size, data)
-        return wire.WRITE_COUNT.pack(count)
-
-    def _check_access(self, offset: int, region: int, count: int) -> None:
-        if region >= wire.REGIONS or not count or count > wire.DEFAULT_TRANSFER:
-            raise OSError(errno.EINVAL, f"an access of {count} bytes to region {region}")
-        if offset + count > self._layout.sizes[region]:
-            raise OSError(errno.EINVAL, f"{count} bytes at {offset:#x} are outside region {region}")
 
     def _device_reset(self, payload: bytes, fds: list[int]) -> bytes:
         if payload:
@@ -520,29 +428,6 @@ def _as_message(fields: Access) -> Message:
 
 def _is_read(message: Message) -> bool:
     return message.command == REGION_READ and len(message.payload) == ACCESS_SIZE
-
-
-def _room(payload: bytes, form: struct.Struct) -> int:
-    """The size that the reply may have at most, which every query begins with."""
-    if len(payload) < form.size:
-        raise OSError(errno.EINVAL, f"a query of {len(payload)} bytes, not {form.size}")
-    room = int.from_bytes(payload[:4], "little")
-    if room < form.size:
-        raise OSError(errno.EINVAL, f"a query with room for {room} bytes, not {form.size}")
-    return room
-
-
-def _aligned(offset: int, count: int) -> list[tuple[int, int]]:
-    """Offset and size of the naturally aligned accesses that a longer one is made of."""
-    found = []
-    end = min(offset + count, CONFIG_SIZE_EXTENDED)
-    while offset < end:
-        size = 4
-        while offset % size or offset + size > end:
-            size //= 2
-        found.append((offset, size))
-        offset += size
-    return found
 
 
 def _nothing() -> None:
