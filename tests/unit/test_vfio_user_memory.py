@@ -23,8 +23,11 @@ from tests.unit.fake_vfio_client import (
     MEMORY_SPACE,
     NOTED,
     PAGE,
+    QEMU_CAPABILITIES,
     REGION_READ,
+    REGION_WRITE,
     REPLY,
+    VERSION,
     Board,
     ClientMemory,
     FakeClient,
@@ -37,6 +40,7 @@ from tests.unit.fake_vfio_client import (
     dma_unmap,
     in_thread,
     served,
+    version,
 )
 
 from softcard import DmaError
@@ -525,3 +529,22 @@ def test_without_descriptors_memory_is_reached_by_messages(
             assert read() == b"ping"
     finally:
         server.stop()
+
+
+def test_qemus_own_layout_of_dma_messages_is_spoken_with_qemu(tmp_path: Path) -> None:
+    """Its count has 32 bits, and the data follows at once."""
+    card = Board()
+    with served(card, tmp_path) as server, FakeClient(server.paths[0], None) as client:
+        client.ask(VERSION, version(QEMU_CAPABILITIES))
+        client.enable()
+        client.ask(DMA_MAP, dma_map(0x1000, PAGE))
+        card.action = lambda: card.dma.write(0x1010, card.dma.read(0x1000, 6)[::-1])
+        client.send(REGION_WRITE, access(ACT, 0, 4) + bytes(4))
+        read = client.receive()
+        assert (read.command, read.payload) == (DMA_READ, struct.pack("<QQ", 0x1000, 6))
+        client.answer(read, struct.pack("<QI", 0x1000, 6) + b"\0\0abcd" + b"junk")
+        write = client.receive()
+        assert write.command == DMA_WRITE
+        assert write.payload == struct.pack("<QI", 0x1010, 6) + b"dcba\0\0" + bytes(4)
+        client.answer(write, write.payload[:16])
+        assert client.receive().command == REGION_WRITE

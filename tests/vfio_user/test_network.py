@@ -114,7 +114,8 @@ def test_a_server_that_dies_is_a_pulled_card_and_one_that_returns_a_plugged_one(
     log = tmp_path / "log"
     script = (
         "disk; echo disk is there; "
-        "dd if=/dev/zero of=/dev/nvme0n1 bs=4k count=10000000 oflag=direct; "
+        # The node may be gone when dd opens it, and must not become a file.
+        "dd if=/dev/zero of=/dev/nvme0n1 bs=4k count=10000000 oflag=direct conv=nocreat; "
         f"disk !; echo gone; disk; {FIO} --rw=randwrite --bs=4k --io_size=4M && echo back"
     )
     process = run(wire, keys, FAR, script, log)

@@ -297,9 +297,7 @@ class Connection:
             self._twin = Twin(MAX_MESSAGE, self._loop, self._end)
             self._messages.ask_over(self._twin.messages)
         self._interrupts = Interrupts(self._layout.irqs, self, by_messages=terms.by_messages)
-        self._port.attach(
-            self._messages, self._interrupts, terms.transfer, posted=terms.by_messages
-        )
+        self._port.attach(self._messages, self._interrupts, terms)
         return terms.reply, [] if self._twin is None else [self._twin.fd]
 
     # Memory.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from softcard.bus.vfio_user.dirty import DirtyLog
 from softcard.bus.vfio_user.interrupts import Interrupts
 from softcard.bus.vfio_user.memory import ClientMemory, Region
+from softcard.bus.vfio_user.version import Terms
 from softcard.errors import DmaError
 from softcard.model.atomic import apply_atomic
 from softcard.model.link import AtomicOp, LinkFeatures
@@ -42,6 +43,7 @@ class Port:
         self._interrupts: Interrupts | None = None
         self._transfer = wire.DEFAULT_TRANSFER
         self._posted = False
+        self._qemu = False
         self._asserted = False
         self._down = False
         self._lock = threading.Lock()
@@ -51,18 +53,15 @@ class Port:
         """See `Upstream.features`."""
         return FEATURES if self.memory.shared else FEATURES_BY_MESSAGES
 
-    def attach(
-        self, messages: Messages, interrupts: Interrupts, transfer: int, *, posted: bool
-    ) -> None:
+    def attach(self, messages: Messages, interrupts: Interrupts, terms: Terms) -> None:
         """A client is there.
 
         Args:
             messages: what DMA that is not shared goes by.
             interrupts: the function's.
-            transfer: bytes that the client takes in one message.
-            posted: it wants no reply to DMA writes.
+            terms: what was agreed on.
         """
-        self._transfer, self._posted = transfer, posted
+        self._transfer, self._posted, self._qemu = terms.transfer, terms.by_messages, terms.qemu
         with self._lock:
             self._messages, self._interrupts = messages, interrupts
             if self._asserted:
@@ -196,12 +195,29 @@ class Port:
         for (address, count), reply in zip(pieces, replies, strict=True):
             if len(reply) != wire.DMA_ACCESS.size + count:
                 raise DmaError(address, count, f"the client replied with {len(reply)} bytes")
-        stream = memoryview(b"".join(reply[wire.DMA_ACCESS.size :] for reply in replies))
+        stream = memoryview(b"".join(self._data_of(reply) for reply in replies))
         found, at = [], 0
         for _, length in segments:
             found.append(bytes(stream[at : at + length]))
             at += length
         return found
+
+    def _data_of(self, reply: bytes) -> bytes:
+        """The data of a DMA_READ reply."""
+        form = wire.DMA_ACCESS
+        if reply[wire.QEMU_DMA_ACCESS.size : form.size].strip(b"\0"):
+            # The upper half of the count, which is less than 4 GiB: this is data.
+            self._qemu = True
+        if self._qemu:
+            at = wire.QEMU_DMA_ACCESS.size
+            return reply[at : at + len(reply) - form.size]
+        return reply[form.size :]
+
+    def _write_request(self, address: int, data: bytes | memoryview) -> bytes:
+        if self._qemu:
+            padding = bytes(wire.DMA_ACCESS.size - wire.QEMU_DMA_ACCESS.size)
+            return wire.QEMU_DMA_ACCESS.pack(address, len(data)) + bytes(data) + padding
+        return wire.DMA_ACCESS.pack(address, len(data)) + bytes(data)
 
     def _joined(self, segments: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """The same memory, with neighbours in one region made into one."""
@@ -222,7 +238,7 @@ class Port:
             for address, data in segments
             for at in range(0, len(data), self._transfer)
         ]
-        requests = [wire.DMA_ACCESS.pack(at, len(piece)) + bytes(piece) for at, piece in pieces]
+        requests = [self._write_request(at, piece) for at, piece in pieces]
         sizes = [(at, len(piece)) for at, piece in pieces]
         self._ask(sizes, Command.DMA_WRITE, requests)
         if self.log is not None:
