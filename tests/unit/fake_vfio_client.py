@@ -117,7 +117,7 @@ class FakeClient:
         self.ident = 0
         self.waiting: list[Got] = []
         if capabilities is not None:
-            self.ask(VERSION, version(capabilities, minor=1))
+            self.ask(VERSION, version(capabilities))
 
     def __enter__(self) -> Self:
         return self

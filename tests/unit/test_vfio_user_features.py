@@ -331,4 +331,4 @@ def test_a_mapping_that_was_taken_away_is_private_memory() -> None:
         assert bytes(memory.view[10:20]) == b"0123456789"
         view.release()
         del mapping, view
-    assert descriptors() == before
+    assert descriptors() <= before

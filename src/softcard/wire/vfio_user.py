@@ -34,8 +34,8 @@ IRQ_INFO = struct.Struct("<IIII")  # argsz, flags, index, count
 SET_IRQS = struct.Struct("<IIIII")  # argsz, flags, index, start, count
 ACCESS = struct.Struct("<QII")  # offset, region, count
 DMA_ACCESS = struct.Struct("<QQ")  # address, count
-# As QEMU has it, 11.1 at least: the data begins at once, and four bytes behind it mean nothing.
-QEMU_DMA_ACCESS = struct.Struct("<QI")
+# As early clients in QEMU have it: the data begins at once, and four bytes behind it mean nothing.
+SHORT_DMA_ACCESS = struct.Struct("<QI")
 WRITE_COUNT = struct.Struct("<Q")
 SHORT_WRITE = struct.Struct("<QIIQ")  # offset, region, count, data
 FEATURE = struct.Struct("<II")  # argsz, flags

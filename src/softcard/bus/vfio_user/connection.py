@@ -78,6 +78,7 @@ class Connection:
         self._loop = loop
         self._closed = closed
         self._ended = False
+        self._warned = False
         self._messages = Messages(stream, MAX_MESSAGE, self._wake)
         self._twin: Twin | None = None
         self._interrupts: Interrupts | None = None
@@ -314,6 +315,12 @@ class Connection:
             fd=fds[0] if fds else None,
             offset=offset,
         )
+        if not fds and self._passes_fds and flags & wire.DMA_WRITABLE and not self._warned:
+            self._warned = True
+            log.warning(
+                "the client shares no memory: DMA goes by messages, which is slow, and which QEMU "
+                "bears badly; give QEMU -object memory-backend-memfd,share=on"
+            )
         self.function.memory_added(address, size)
         return b""
 

@@ -43,7 +43,7 @@ class Port:
         self._interrupts: Interrupts | None = None
         self._transfer = wire.DEFAULT_TRANSFER
         self._posted = False
-        self._qemu = False
+        self._short = False
         self._asserted = False
         self._down = False
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class Port:
             interrupts: the function's.
             terms: what was agreed on.
         """
-        self._transfer, self._posted, self._qemu = terms.transfer, terms.by_messages, terms.qemu
+        self._transfer, self._posted, self._short = terms.transfer, terms.by_messages, False
         with self._lock:
             self._messages, self._interrupts = messages, interrupts
             if self._asserted:
@@ -205,18 +205,18 @@ class Port:
     def _data_of(self, reply: bytes) -> bytes:
         """The data of a DMA_READ reply."""
         form = wire.DMA_ACCESS
-        if reply[wire.QEMU_DMA_ACCESS.size : form.size].strip(b"\0"):
-            # The upper half of the count, which is less than 4 GiB: this is data.
-            self._qemu = True
-        if self._qemu:
-            at = wire.QEMU_DMA_ACCESS.size
+        if reply[wire.SHORT_DMA_ACCESS.size : form.size].strip(b"\0"):
+            # This would be the upper half of a count of 4 GiB or more: it is data.
+            self._short = True
+        if self._short:
+            at = wire.SHORT_DMA_ACCESS.size
             return reply[at : at + len(reply) - form.size]
         return reply[form.size :]
 
     def _write_request(self, address: int, data: bytes | memoryview) -> bytes:
-        if self._qemu:
-            padding = bytes(wire.DMA_ACCESS.size - wire.QEMU_DMA_ACCESS.size)
-            return wire.QEMU_DMA_ACCESS.pack(address, len(data)) + bytes(data) + padding
+        if self._short:
+            padding = bytes(wire.DMA_ACCESS.size - wire.SHORT_DMA_ACCESS.size)
+            return wire.SHORT_DMA_ACCESS.pack(address, len(data)) + bytes(data) + padding
         return wire.DMA_ACCESS.pack(address, len(data)) + bytes(data)
 
     def _joined(self, segments: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -16,14 +16,12 @@ class Terms:
         transfer: bytes that the client takes in one message.
         by_messages: interrupts come as messages.
         twin: our commands go over a second socket, the first descriptor with the reply.
-        qemu: the client is QEMU, most likely, whose messages for DMA have a layout of their own.
         reply: the payload.
     """
 
     transfer: int
     by_messages: bool
     twin: bool
-    qemu: bool
     reply: bytes
 
 
@@ -43,8 +41,6 @@ def agree(payload: bytes, *, passes_fds: bool) -> Terms:
     ours["max_msg_fds"] = wire.MAX_FDS
     if passes_fds and wire.offers_twin(offered):
         ours[wire.TWIN_SOCKET] = {"supported": True, "fd_index": 0}
-    # Nobody else has version 0.0 and limits DMA maps.
-    qemu = minor == 0 and "max_dma_maps" in offered
     minor = min(minor, wire.MINOR)
     reply = wire.pack_version(wire.MAJOR, minor, ours)
     # QEMU has no room for a reply that is longer than its request: what can be spared goes first.
@@ -55,6 +51,5 @@ def agree(payload: bytes, *, passes_fds: bool) -> Terms:
         transfer=min(transfer, wire.DEFAULT_TRANSFER),
         by_messages=wire.INTERRUPTS in ours,
         twin=wire.TWIN_SOCKET in ours,
-        qemu=qemu,
         reply=reply if len(reply) <= len(payload) else reply[: wire.VERSION.size],
     )
