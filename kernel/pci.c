@@ -313,13 +313,20 @@ void softcard_pci_add(struct softcard *card)
 /* Takes the card off the bus; drivers have let go when it returns. */
 void softcard_pci_remove(struct softcard *card)
 {
+	struct pci_host_bridge *host;
+	struct pci_bus *bus;
+
 	if (!card->bridge)
 		return;
-	pci_lock_rescan_remove();
-	pci_stop_root_bus(card->bridge->bus);
-	pci_remove_root_bus(card->bridge->bus);
-	pci_unlock_rescan_remove();
+	bus = card->bridge->bus;
+	host = to_pci_host_bridge(bus->bridge);
 	card->bridge = NULL;
+	pci_lock_rescan_remove();
+	pci_stop_root_bus(bus);
+	pci_remove_root_bus(bus);
+	pci_unlock_rescan_remove();
+	/* The bus is removed, but the bridge is still whose it was from the beginning. */
+	pci_free_host_bridge(host);
 }
 
 /* Nobody knows the card any more. */
