@@ -26,14 +26,14 @@
  * @address: bus address
  * @size: bytes
  * @memory: the memory, in the kernel's direct map
- * @coherent: it was allocated, and not only mapped
+ * @guard: pages behind it that are kept free: one, but in a list where another mapping follows
  */
 struct softcard_mapping {
 	u64 address;
 	size_t size;
 	void *memory;
 	enum dma_data_direction direction;
-	bool coherent;
+	unsigned int guard;
 };
 
 static struct softcard_function *softcard_function_of(struct device *dev)
@@ -82,45 +82,63 @@ static bool softcard_leaves(struct softcard_dma_space *space, unsigned long page
 	return true;
 }
 
-static dma_addr_t softcard_map(struct device *dev, void *memory, size_t size, u64 mask,
-			       enum dma_data_direction direction, bool coherent)
+/*
+ * Finds @count pages and a guard page behind them; the caller holds @lock. Leaves are there then.
+ */
+static bool softcard_reserve(struct softcard_dma_space *space, unsigned long count, u64 mask,
+			     unsigned long *page)
 {
-	struct softcard_function *function = softcard_function_of(dev);
-	struct softcard_dma_space *space = function->dma;
 	unsigned long limit = min_t(u64, SOFTCARD_IOVA_PAGES, (mask >> PAGE_SHIFT) + 1);
+
+	if (space->closed || count >= limit)
+		return false;
+	*page = bitmap_find_next_zero_area(space->used, limit, space->next, count + 1, 0);
+	if (*page >= limit)
+		*page = bitmap_find_next_zero_area(space->used, limit, 0, count + 1, 0);
+	if (*page >= limit || !softcard_leaves(space, *page, count))
+		return false;
+	bitmap_set(space->used, *page, count + 1);
+	space->next = *page + count + 1;
+	return true;
+}
+
+static struct softcard_mapping *softcard_new_mapping(void *memory, size_t size,
+						     enum dma_data_direction direction)
+{
+	struct softcard_mapping *mapping;
+
+	mapping = kmalloc(sizeof(*mapping), softcard_may_sleep() ? GFP_NOIO : GFP_ATOMIC);
+	if (mapping) {
+		mapping->memory = memory;
+		mapping->size = size;
+		mapping->direction = direction;
+	}
+	return mapping;
+}
+
+static dma_addr_t softcard_map(struct device *dev, void *memory, size_t size, u64 mask,
+			       enum dma_data_direction direction)
+{
+	struct softcard_dma_space *space = softcard_function_of(dev)->dma;
 	unsigned long count = softcard_pages((unsigned long)memory, size);
 	struct softcard_mapping *mapping;
 	unsigned long flags, page;
-	gfp_t gfp = coherent ? GFP_KERNEL : GFP_ATOMIC;
+	dma_addr_t address = DMA_MAPPING_ERROR;
 
-	if (!size || count >= limit)
-		return DMA_MAPPING_ERROR;
-	mapping = kmalloc(sizeof(*mapping), softcard_may_sleep() ? gfp : GFP_ATOMIC);
+	mapping = size ? softcard_new_mapping(memory, size, direction) : NULL;
 	if (!mapping)
 		return DMA_MAPPING_ERROR;
 	write_lock_irqsave(&space->lock, flags);
-	if (space->closed)
-		goto fail;
-	page = bitmap_find_next_zero_area(space->used, limit, space->next, count + 1, 0);
-	if (page >= limit)
-		page = bitmap_find_next_zero_area(space->used, limit, 0, count + 1, 0);
-	if (page >= limit || !softcard_leaves(space, page, count))
-		goto fail;
-	bitmap_set(space->used, page, count + 1);
-	space->next = page + count + 1;
-	mapping->address = ((u64)page << PAGE_SHIFT) + offset_in_page(memory);
-	mapping->size = size;
-	mapping->memory = memory;
-	mapping->direction = direction;
-	mapping->coherent = coherent;
-	softcard_enter(space, page, count, mapping);
+	if (softcard_reserve(space, count, mask, &page)) {
+		address = ((u64)page << PAGE_SHIFT) + offset_in_page(memory);
+		mapping->address = address;
+		mapping->guard = 1;
+		softcard_enter(space, page, count, mapping);
+	}
 	write_unlock_irqrestore(&space->lock, flags);
-	return mapping->address;
-
-fail:
-	write_unlock_irqrestore(&space->lock, flags);
-	kfree(mapping);
-	return DMA_MAPPING_ERROR;
+	if (address == DMA_MAPPING_ERROR)
+		kfree(mapping);
+	return address;
 }
 
 static void softcard_unmap(struct device *dev, u64 address, size_t size)
@@ -134,7 +152,7 @@ static void softcard_unmap(struct device *dev, u64 address, size_t size)
 	if (mapping && mapping->address == address) {
 		count = softcard_pages(address, mapping->size);
 		softcard_enter(space, address >> PAGE_SHIFT, count, NULL);
-		bitmap_clear(space->used, address >> PAGE_SHIFT, count + 1);
+		bitmap_clear(space->used, address >> PAGE_SHIFT, count + mapping->guard);
 	}
 	write_unlock_irqrestore(&space->lock, flags);
 	if (!mapping || mapping->address != address || mapping->size != size) {
@@ -152,7 +170,7 @@ static dma_addr_t softcard_map_memory(struct device *dev, phys_addr_t phys, size
 	/* Another card's BAR is no memory. */
 	if (!dev->dma_mask || !pfn_valid(PHYS_PFN(phys)))
 		return DMA_MAPPING_ERROR;
-	return softcard_map(dev, phys_to_virt(phys), size, *dev->dma_mask, direction, false);
+	return softcard_map(dev, phys_to_virt(phys), size, *dev->dma_mask, direction);
 }
 
 static void softcard_unmap_memory(struct device *dev, dma_addr_t address, size_t size,
@@ -180,22 +198,90 @@ static void softcard_unmap_sg(struct device *dev, struct scatterlist *list, int 
 		softcard_unmap(dev, sg_dma_address(sg), sg_dma_len(sg));
 }
 
+/*
+ * Pieces of a list that begin and end with pages are given addresses that follow one another, so
+ * that the card can take them as one.
+ */
+static unsigned int softcard_run(struct scatterlist *list, unsigned int count, unsigned long *pages)
+{
+	struct scatterlist *sg = list;
+	unsigned int length = 0;
+
+	*pages = 0;
+	while (count--) {
+		unsigned long start = sg_phys(sg), end = start + sg->length;
+
+		if (length && offset_in_page(start))
+			break;
+		*pages += softcard_pages(start, sg->length);
+		length++;
+		if (offset_in_page(end))
+			break;
+		sg = sg_next(sg);
+	}
+	return length;
+}
+
+static bool softcard_map_run(struct device *dev, struct scatterlist *list, unsigned int count,
+			     unsigned long pages, enum dma_data_direction direction)
+{
+	struct softcard_dma_space *space = softcard_function_of(dev)->dma;
+	struct softcard_mapping *mapping;
+	unsigned long flags, page;
+	struct scatterlist *sg;
+	unsigned int i, j;
+	bool fits;
+
+	write_lock_irqsave(&space->lock, flags);
+	fits = softcard_reserve(space, pages, *dev->dma_mask, &page);
+	write_unlock_irqrestore(&space->lock, flags);
+	if (!fits)
+		return false;
+	for_each_sg(list, sg, count, i) {
+		unsigned long its = softcard_pages(sg_phys(sg), sg->length);
+
+		mapping = softcard_new_mapping(phys_to_virt(sg_phys(sg)), sg->length, direction);
+		if (!mapping)
+			goto undo;
+		mapping->address = ((u64)page << PAGE_SHIFT) + offset_in_page(sg_phys(sg));
+		mapping->guard = i == count - 1;
+		sg_dma_address(sg) = mapping->address;
+		sg_dma_len(sg) = sg->length;
+		write_lock_irqsave(&space->lock, flags);
+		softcard_enter(space, page, its, mapping);
+		write_unlock_irqrestore(&space->lock, flags);
+		page += its;
+		pages -= its;
+	}
+	return true;
+
+undo:
+	write_lock_irqsave(&space->lock, flags);
+	bitmap_clear(space->used, page, pages + 1);
+	write_unlock_irqrestore(&space->lock, flags);
+	for_each_sg(list, sg, i, j)
+		softcard_unmap(dev, sg_dma_address(sg), sg_dma_len(sg));
+	return false;
+}
+
 static int softcard_map_sg(struct device *dev, struct scatterlist *list, int count,
 			   enum dma_data_direction direction, unsigned long attrs)
 {
 	struct scatterlist *sg;
-	int i;
+	unsigned long pages;
+	int i, j, run;
 
-	for_each_sg(list, sg, count, i) {
-		dma_addr_t address = softcard_map_memory(dev, sg_phys(sg), sg->length, direction,
-							 attrs);
-
-		if (address == DMA_MAPPING_ERROR) {
+	for_each_sg(list, sg, count, i)
+		if (!sg->length || !pfn_valid(PHYS_PFN(sg_phys(sg))))
+			return -EINVAL;
+	for (i = 0, sg = list; i < count; i += run) {
+		run = softcard_run(sg, count - i, &pages);
+		if (!softcard_map_run(dev, sg, run, pages, direction)) {
 			softcard_unmap_sg(dev, list, i, direction, attrs);
 			return -ENOMEM;
 		}
-		sg_dma_address(sg) = address;
-		sg_dma_len(sg) = sg->length;
+		for (j = 0; j < run; j++)
+			sg = sg_next(sg);
 	}
 	return count;
 }
@@ -220,7 +306,7 @@ static void *softcard_alloc(struct device *dev, size_t size, dma_addr_t *address
 	if (!memory)
 		return NULL;
 	*address = softcard_map(dev, memory, PAGE_ALIGN(size), dev->coherent_dma_mask,
-				DMA_BIDIRECTIONAL, true);
+				DMA_BIDIRECTIONAL);
 	if (*address == DMA_MAPPING_ERROR) {
 		free_pages_exact(memory, PAGE_ALIGN(size));
 		return NULL;
@@ -253,7 +339,7 @@ static struct page *softcard_alloc_pages(struct device *dev, size_t size, dma_ad
 
 	if (!memory)
 		return NULL;
-	*address = softcard_map(dev, memory, size, dev->coherent_dma_mask, direction, false);
+	*address = softcard_map(dev, memory, size, dev->coherent_dma_mask, direction);
 	if (*address == DMA_MAPPING_ERROR) {
 		free_pages_exact(memory, size);
 		return NULL;
@@ -352,7 +438,7 @@ void softcard_dma_detach(struct softcard_function *function)
 
 				softcard_enter(space, mapping->address >> PAGE_SHIFT, count, NULL);
 				bitmap_clear(space->used, mapping->address >> PAGE_SHIFT,
-					     count + 1);
+					     count + mapping->guard);
 				left++;
 			}
 			write_unlock_irqrestore(&space->lock, flags);

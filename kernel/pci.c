@@ -130,8 +130,8 @@ static int softcard_device_changed(struct notifier_block *block, unsigned long a
 	switch (action) {
 	case BUS_NOTIFY_ADD_DEVICE:
 		softcard_dma_attach(function, pdev);
-		/* Keeps ACPI from looking for a wire. */
-		pdev->irq_managed = 1;
+		/* Keeps ACPI from looking for a wire; pci_assign_irq() asks the card itself. */
+		pdev->pin = 0;
 		raw_spin_lock_irqsave(&function->irq_lock, flags);
 		function->pdev = pdev;
 		if (READ_ONCE(function->card->dead))

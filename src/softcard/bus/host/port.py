@@ -107,15 +107,20 @@ class Port:
 
     def dma_read_many(self, segments: Segments) -> list[bytes]:
         """See `Upstream.dma_read_many`."""
-        found: list[bytes] = []
+        pieces: list[bytes] = []
         for batch in _batches(segments):
+            total = sum(length for _, length in batch)
             with self._lock:
-                self._arena.transfer(batch, write=False)
-                at = 0
-                for _, length in batch:
-                    found.append(bytes(self._arena.data[at : at + length]))
-                    at += length
-        return found if len(found) == len(segments) else _joined(segments, found)
+                self._arena.transfer(_joined(batch), write=False)
+                pieces.append(bytes(self._arena.data[:total]))
+        if len(segments) == 1 and len(pieces) == 1:
+            return pieces
+        stream = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        found, at = [], 0
+        for _, length in segments:
+            found.append(bytes(stream[at : at + length]))
+            at += length
+        return found
 
     def dma_write_many(self, segments: Sequence[tuple[int, bytes | memoryview]]) -> None:
         """See `Upstream.dma_write_many`."""
@@ -124,7 +129,7 @@ class Port:
             total = sum(length for _, length in batch)
             with self._lock:
                 self._arena.data[:total] = rest[:total]
-                self._arena.transfer(batch, write=True)
+                self._arena.transfer(_joined(batch), write=True)
             rest = rest[total:]
 
     def dma_map(self, address: int, length: int) -> memoryview:
@@ -164,10 +169,14 @@ def _batches(segments: Segments) -> list[list[tuple[int, int]]]:
     return batches
 
 
-def _joined(segments: Segments, pieces: Sequence[bytes]) -> list[bytes]:
-    stream = memoryview(b"".join(pieces))
-    found, at = [], 0
-    for _, length in segments:
-        found.append(bytes(stream[at : at + length]))
-        at += length
-    return found
+def _joined(segments: Segments) -> Segments:
+    """The same memory, with neighbours made into one."""
+    runs: list[tuple[int, int]] = []
+    end = -1
+    for address, length in segments:
+        if address == end:
+            runs[-1] = (runs[-1][0], runs[-1][1] + length)
+        else:
+            runs.append((address, length))
+        end = address + length
+    return runs
