@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
+from tests.host.conftest import LIMIT, ROOT, Inside, Modules
 
 from softcard.guest.qemu import QemuGuest
-from tests.host.conftest import LIMIT, ROOT, Inside, Modules
 
 WRITES = 50_000
 

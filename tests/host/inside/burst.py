@@ -4,9 +4,10 @@ import statistics
 import subprocess
 import sys
 
+from tests.host.inside.common import DEBUGFS, load, mount_debugfs, sh, wait_for
+
 from softcard import Bar, Card, Register
 from softcard.bus.host import HostBus
-from tests.host.inside.common import DEBUGFS, load, mount_debugfs, sh, wait_for
 
 
 class Burst(Card):

@@ -2,9 +2,10 @@
 
 import sys
 
+from tests.host.inside.common import load, sh
+
 from softcard.bus.host import HostBus
 from softcard.cards.edu import Edu
-from tests.host.inside.common import load, sh
 
 with HostBus() as bus:
     slot = bus.plug(Edu())

@@ -4,9 +4,11 @@ import subprocess
 import sys
 import time
 
+from tests.host.inside.common import sh, wait_for
+
 from softcard.bus.host import HostBus
 from softcard.cards.nvme import Nvme
-from tests.host.inside.common import sh, wait_for
+from softcard.model.options import Size
 
 LOAD = """
 import os, sys
@@ -19,7 +21,7 @@ while True:
 """
 
 with HostBus() as bus:
-    slot = bus.plug(Nvme(size=64 << 20))
+    slot = bus.plug(Nvme(size=Size(64 << 20)))
     sh("modprobe nvme")
     wait_for("/dev/nvme0n1")
     writer = subprocess.Popen([sys.executable, "-c", LOAD], stderr=subprocess.DEVNULL)

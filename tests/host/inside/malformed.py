@@ -7,11 +7,14 @@ import random
 
 from softcard.bus.host import uapi
 
-COMMANDS = [value for name, value in vars(uapi).items() if name.isupper() and isinstance(value, int)
-            and value >> 8 & 0xFF == 0xE5]
+COMMANDS = [
+    value
+    for name, value in vars(uapi).items()
+    if name.isupper() and isinstance(value, int) and value >> 8 & 0xFF == 0xE5
+]
 
 
-def refused(fd: int, command: int, argument: bytes, why: int) -> None:
+def refused(fd: int, command: int, argument: bytes | bytearray, why: int) -> None:
     try:
         fcntl.ioctl(fd, command, bytearray(argument))
     except OSError as error:
@@ -21,7 +24,8 @@ def refused(fd: int, command: int, argument: bytes, why: int) -> None:
 
 
 def create(device: int) -> int:
-    return fcntl.ioctl(device, uapi.CREATE_CARD, bytearray(uapi.CREATE.pack(1, 0, 0, 0)))
+    fd: int = fcntl.ioctl(device, uapi.CREATE_CARD, bytearray(uapi.CREATE.pack(1, 0, 0, 0)))
+    return fd
 
 
 device = os.open(uapi.DEVICE, os.O_RDWR)
@@ -41,9 +45,15 @@ refused(card, uapi.SEND_INTERRUPT, uapi.INTERRUPT.pack(0, 0, 0, 0), errno.ENXIO)
 refused(card, uapi.TRANSFER, uapi.DMA.pack(0, 0, 0, 0, 0), errno.ENXIO)
 fcntl.ioctl(card, uapi.SET_FUNCTION, good)
 refused(card, uapi.SET_FUNCTION, good, errno.EBUSY)
-for fields in ((0, 0, 0, 0, 1, 4096, 0), (0, 0, 0, 0, 4096, 4096, 0), (0, 0, 2, 0, 0, 4096, 0),
-               (0, 6, 0, 0, 0, 4096, 0), (1, 0, 0, 0, 0, 4096, 0), (0, 0, 0, 0, 0, 1 << 60, 0)):
-    refused(card, uapi.ADD_RANGE, uapi.RANGE.pack(*fields), errno.EINVAL)
+for place in (
+    (0, 0, 0, 0, 1, 4096, 0),
+    (0, 0, 0, 0, 4096, 4096, 0),
+    (0, 0, 2, 0, 0, 4096, 0),
+    (0, 6, 0, 0, 0, 4096, 0),
+    (1, 0, 0, 0, 0, 4096, 0),
+    (0, 0, 0, 0, 0, 1 << 60, 0),
+):
+    refused(card, uapi.ADD_RANGE, uapi.RANGE.pack(*place), errno.EINVAL)
 refused(card, uapi.ADD_RANGE, uapi.RANGE.pack(0, 0, 0, 0, 0, 4096, 0), errno.EFAULT)
 refused(card, uapi.PLUG_CARD, uapi.PLUG.pack(1, 0), errno.EINVAL)
 

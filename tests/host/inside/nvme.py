@@ -1,11 +1,13 @@
 """The machine's own nvme driver: a file system, checksums, fio's own verification."""
 
-from softcard.bus.host import HostBus
-from softcard.cards.nvme import Nvme
 from tests.host.inside.common import sh, wait_for
 
+from softcard.bus.host import HostBus
+from softcard.cards.nvme import Nvme
+from softcard.model.options import Size
+
 with HostBus() as bus:
-    slot = bus.plug(Nvme(size=256 << 20))
+    slot = bus.plug(Nvme(size=Size(256 << 20)))
     sh("modprobe nvme; modprobe ext4")
     wait_for("/dev/nvme0n1")
     sh("mkfs.ext4 -q /dev/nvme0n1; mkdir -p /tmp/disk; mount /dev/nvme0n1 /tmp/disk")

@@ -2,9 +2,10 @@
 
 import sys
 
+from tests.host.inside.common import load, sh
+
 from softcard import Bar, Card, Register
 from softcard.bus.host import HostBus
-from tests.host.inside.common import load, sh
 
 
 class Printer(Card):

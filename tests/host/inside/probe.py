@@ -2,9 +2,10 @@
 
 import sys
 
-from softcard.bus.host import HostBus
-from tests.host.inside.common import DEBUGFS, load, mount_debugfs, sh, wait_for
+from tests.host.inside.common import DEBUGFS, mount_debugfs, sh, wait_for
 from tests.uml.cards import VECTORS, ProbeCard
+
+from softcard.bus.host import HostBus
 
 driver, kind = sys.argv[1:]
 folder = DEBUGFS / "softcard_probe"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from softcard.bus.host import uapi
 from softcard.errors import DmaError, PlugError
+from softcard.model.link import SharedRange
 
 ARENA_SIZE = 4 << 20
 ARENA_DATA = uapi.SEGMENT.size * uapi.MAX_SEGMENTS
@@ -62,7 +63,7 @@ class Device:
         fd = open_device()
         try:
             argument = bytearray(uapi.CREATE.pack(functions, 0, round(read_timeout * 1000), 0))
-            self.fd = fcntl.ioctl(fd, uapi.CREATE_CARD, argument)
+            self.fd: int = fcntl.ioctl(fd, uapi.CREATE_CARD, argument)
         except OSError as error:
             raise PlugError(f"the kernel makes no card: {error.strerror}") from None
         finally:
@@ -87,6 +88,13 @@ class Device:
         """Describe a function; `info` is a struct softcard_function_info."""
         fcntl.ioctl(self.fd, uapi.SET_FUNCTION, info)
 
+    def share(self, function: int, area: SharedRange) -> None:
+        """Let the kernel access plain memory of a BAR by itself; raises `OSError`."""
+        # Pinned by the kernel: the mapping itself is needed no longer than the call.
+        with mmap.mmap(area.fd, area.size, offset=area.fd_offset) as memory:
+            place = (area.bar, uapi.RANGE_MEMORY, 0, area.offset, area.size, _address(memory))
+            fcntl.ioctl(self.fd, uapi.ADD_RANGE, uapi.RANGE.pack(function, *place))
+
     def plug(self) -> int:
         """Plug the card in; returns its PCI domain."""
         answer = fcntl.ioctl(self.fd, uapi.PLUG_CARD, uapi.PLUG.pack(0, 0))
@@ -108,9 +116,7 @@ class Arena:
         self._device = device
         self._function = function
         self._memory = mmap.mmap(-1, ARENA_DATA + ARENA_SIZE)
-        holder = ctypes.c_char.from_buffer(self._memory)
-        self._address = ctypes.addressof(holder)
-        del holder
+        self._address = _address(self._memory)
         self.data = memoryview(self._memory)[ARENA_DATA:]
 
     def transfer(self, segments: Sequence[tuple[int, int]], *, write: bool) -> None:
@@ -126,15 +132,17 @@ class Arena:
         for index, (address, length) in enumerate(segments):
             pack(memory, index * size, address, at, length, flags)
             at += length
-        request = bytearray(
-            uapi.DMA.pack(self._function, 0, len(segments), 0, self._address)
-        )
+        request = bytearray(uapi.DMA.pack(self._function, 0, len(segments), 0, self._address))
         try:
             fcntl.ioctl(self._device.fd, uapi.TRANSFER, request)
         except OSError as error:
             done = uapi.DMA.unpack(request)[3]
             address, length = segments[min(done, len(segments) - 1)]
             raise DmaError(address, length, _why(error, write=write)) from None
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _why(error: OSError, *, write: bool) -> str:

@@ -32,7 +32,7 @@ class Ring:
         added: Callable[[], object],
         gone: Callable[[], object],
     ) -> None:
-        self._fd = device.fd
+        self._fd: int = device.fd
         self._ports = ports
         self._reads = [port.function.read for port in ports]
         self._writes = [port.function.write for port in ports]

@@ -12,7 +12,7 @@ from softcard.bus.host.port import FEATURES, Port
 from softcard.bus.host.ring import Ring
 from softcard.errors import PlugError
 from softcard.model.card import Card
-from softcard.model.link import ResetKind
+from softcard.model.link import ResetKind, SharedRange
 from softcard.model.loop import CardLoop
 
 log = logging.getLogger("softcard.bus.host")
@@ -72,6 +72,9 @@ class CardServer:
         found = [describe(function.link, n) for n, function in enumerate(functions)]
         for number, description in enumerate(found):
             device.set_function(description.pack(number))
+        for number, function in enumerate(functions):
+            for area in function.link.shared_ranges():
+                self._share(number, area)
         ports = [
             Port(device, function.link, number, description, self.pull)
             for number, (function, description) in enumerate(zip(functions, found, strict=True))
@@ -82,6 +85,15 @@ class CardServer:
         ring = Ring(device, ports, self.added.set, self._has_gone)
         self.domain = device.plug()
         return ring
+
+    def _share(self, function: int, area: SharedRange) -> None:
+        try:
+            self._device.share(function, area)
+        except OSError as error:
+            log.info(
+                "%d bytes of BAR %d are served by calls, and not mapped: %s",
+                area.size, area.bar, error.strerror,
+            )  # fmt: skip
 
     def unplug(self) -> None:
         """Have the drivers let go while the card still answers; `gone` tells the end."""

@@ -82,7 +82,8 @@ def _fetch(release: str, work: Path, target: Path) -> None:
     # Without it, no type information is made, for which another program would be needed.
     (own / "vmlinux").unlink(missing_ok=True)
     (kbuild,) = (unpacked / "usr/lib").glob("linux-kbuild-*")
-    if not _runs(kbuild / "scripts/basic/fixdep"):
+    chosen = [kbuild / f"{name}.{suffix}" for name, suffix in CHOOSERS.items()]
+    if not all(_runs(program) for program in chosen if program.exists()):
         _wrap(kbuild, target / "usr/lib" / kbuild.name)
     target.parent.mkdir(exist_ok=True)
     unpacked.rename(target)
@@ -93,6 +94,7 @@ def _edit(path: Path, old: str, new: str) -> None:
 
 
 def _runs(program: Path) -> bool:
+    # Without arguments, both only complain.
     done = subprocess.run([program], capture_output=True, check=False)
     return b"GLIBC" not in done.stderr
 
