@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 DEBUGFS = Path("/sys/kernel/debug")
@@ -22,12 +23,17 @@ def load(module: str) -> None:
     sh(f"insmod {module}")
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + TIMEOUT
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def wait_for(path: str, *, exists: bool = True) -> None:
     """Wait until a file exists, or does no longer."""
-    end = time.monotonic() + TIMEOUT
-    while Path(path).exists() != exists:
-        assert time.monotonic() < end, path
-        time.sleep(0.01)
+    wait_until(lambda: Path(path).exists() == exists)
 
 
 def mount_debugfs() -> None:

@@ -1,6 +1,7 @@
 """The stock path of the smallest card: plugged in, driven, unplugged. Argument: the driver."""
 
 import sys
+from pathlib import Path
 
 from tests.host.inside.common import load, sh
 
@@ -23,5 +24,6 @@ with HostBus() as bus:
     slot = bus.plug(Printer())
     load(sys.argv[1])
     assert "Kernel driver in use" in sh(f"lspci -k -s {slot.address}")
+    Path(slot.sysfs, "message").write_text("0xcafef00d")
     slot.unplug()
     sh("rmmod softcard_printer")
