@@ -56,15 +56,22 @@ static void softcard_vector_init(struct softcard_vector *vector, struct softcard
 	vector->function = function;
 	vector->work = IRQ_WORK_INIT_HARD(softcard_vector_fire);
 	INIT_CSD(&vector->remote, softcard_vector_remote, vector);
-	vector->cpu = nr_cpu_ids;
+	vector->cpu = cpumask_first(cpu_online_mask);
+	vector->other = cpumask_any_but(cpu_online_mask, vector->cpu);
 }
 
 /* A message; the caller holds @irq_lock. */
 static void softcard_vector_signal(struct softcard_vector *vector)
 {
-	unsigned int cpu = READ_ONCE(vector->cpu);
+	unsigned int cpu = READ_ONCE(vector->cpu), other = READ_ONCE(vector->other);
 
 	atomic_inc(&vector->count);
+	/*
+	 * Here is the card's program, most likely. A handler that reads a register must not
+	 * interrupt it, or nobody answers.
+	 */
+	if (cpu == smp_processor_id() && other < nr_cpu_ids)
+		cpu = other;
 	if (cpu < nr_cpu_ids && cpu != smp_processor_id()) {
 		int err = smp_call_function_single_async(cpu, &vector->remote);
 
@@ -90,11 +97,17 @@ static int softcard_vector_affinity(struct softcard_vector *vector, const struct
 {
 	unsigned int cpu = cpumask_any_and(mask, cpu_online_mask);
 
+	unsigned int other;
+
 	if (force)
 		cpu = cpumask_first(mask);
 	if (cpu >= nr_cpu_ids)
 		return -EINVAL;
+	for_each_cpu_and(other, mask, cpu_online_mask)
+		if (other != cpu)
+			break;
 	WRITE_ONCE(vector->cpu, cpu);
+	WRITE_ONCE(vector->other, other);
 	return cpu;
 }
 

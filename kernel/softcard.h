@@ -49,6 +49,7 @@ struct softcard_function;
  * @count: messages that are on their way
  * @virq: Linux's number, 0 while no driver has it
  * @cpu: where it goes
+ * @other: where it goes when the card's program is there; nr_cpu_ids where its affinity has no other
  */
 struct softcard_vector {
 	struct softcard_function *function;
@@ -57,6 +58,7 @@ struct softcard_vector {
 	atomic_t count;
 	unsigned int virq;
 	unsigned int cpu;
+	unsigned int other;
 };
 
 /**

@@ -31,7 +31,7 @@ static int burst_set(void *data, u64 count)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(burst_fops, NULL, burst_set, "%llu\n");
 
-static int atomic_set(void *data, u64 count)
+static int irqs_off_set(void *data, u64 count)
 {
 	unsigned long flags;
 	u64 number;
@@ -43,7 +43,7 @@ static int atomic_set(void *data, u64 count)
 	}
 	return 0;
 }
-DEFINE_DEBUGFS_ATTRIBUTE(atomic_fops, NULL, atomic_set, "%llu\n");
+DEFINE_DEBUGFS_ATTRIBUTE(irqs_off_fops, NULL, irqs_off_set, "%llu\n");
 
 static int latency_show(struct seq_file *file, void *data)
 {
@@ -89,7 +89,7 @@ static int burst_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		return -ENOMEM;
 	folder = debugfs_create_dir(KBUILD_MODNAME, NULL);
 	debugfs_create_file_unsafe("burst", 0200, folder, NULL, &burst_fops);
-	debugfs_create_file_unsafe("atomic", 0200, folder, NULL, &atomic_fops);
+	debugfs_create_file_unsafe("atomic", 0200, folder, NULL, &irqs_off_fops);
 	debugfs_create_file("latency", 0400, folder, NULL, &latency_fops);
 	debugfs_create_file("asleep", 0400, folder, NULL, &asleep_fops);
 	return 0;
