@@ -7,7 +7,6 @@
 #include <linux/dma-map-ops.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/pagemap.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -450,15 +449,12 @@ void softcard_dma_detach(struct softcard_function *function)
 			function->card->domain, function->number, left);
 }
 
-/*
- * One piece in one page of the driver's memory. The lock keeps it mapped; page faults of the
- * program cannot be taken meanwhile.
- */
-static int softcard_transfer_piece(struct softcard_dma_space *space, u64 address,
-				   void __user *memory, size_t length, bool write)
+/* One piece in one page of the driver's memory, which the lock keeps mapped. */
+static int softcard_transfer_piece(struct softcard_dma_space *space, u64 address, void *memory,
+				   size_t length, bool write)
 {
 	struct softcard_mapping *mapping;
-	unsigned long flags, left = 0;
+	unsigned long flags;
 	int err = 0;
 	void *at;
 
@@ -470,13 +466,13 @@ static int softcard_transfer_piece(struct softcard_dma_space *space, u64 address
 		err = -EPERM;
 	} else {
 		at = mapping->memory + (address - mapping->address);
-		pagefault_disable();
-		left = write ? __copy_from_user_inatomic(at, memory, length) :
-			       __copy_to_user_inatomic(memory, at, length);
-		pagefault_enable();
+		if (write)
+			memcpy(at, memory, length);
+		else
+			memcpy(memory, at, length);
 	}
 	read_unlock_irqrestore(&space->lock, flags);
-	return err ?: left ? -EAGAIN : 0;
+	return err;
 }
 
 /**
@@ -486,34 +482,32 @@ static int softcard_transfer_piece(struct softcard_dma_space *space, u64 address
  * @memory: the program's end of it
  * @length: bytes
  * @write: to the driver's memory
+ * @bounce: a page. User space is not copied to and from directly: its page faults cannot be taken
+ *	under the lock, and drivers map slab objects, which hardened usercopy forbids.
  *
  * Return: 0, -EPERM where the driver has not mapped it, -EFAULT.
  */
 int softcard_dma_transfer(struct softcard_function *function, u64 address, void __user *memory,
-			  size_t length, bool write)
+			  size_t length, bool write, void *bounce)
 {
 	struct softcard_dma_space *space = function->dma;
 
-	if (!access_ok(memory, length))
-		return -EFAULT;
 	if (address + length < address)
 		return -EPERM;
 	while (length) {
 		size_t piece = min_t(size_t, length, PAGE_SIZE - offset_in_page(address));
-		int err = softcard_transfer_piece(space, address, memory, piece, write);
+		int err;
 
-		if (err == -EAGAIN) {
-			err = write ? fault_in_readable(memory, piece) :
-				      fault_in_writeable(memory, piece);
-			if (err)
-				return -EFAULT;
-			if (fatal_signal_pending(current))
-				return -EINTR;
-			cond_resched();
-			continue;
-		}
+		if (write && copy_from_user(bounce, memory, piece))
+			return -EFAULT;
+		err = softcard_transfer_piece(space, address, bounce, piece, write);
 		if (err)
 			return err;
+		if (!write && copy_to_user(memory, bounce, piece))
+			return -EFAULT;
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
 		address += piece;
 		memory += piece;
 		length -= piece;

@@ -96,7 +96,6 @@ static int softcard_vector_affinity(struct softcard_vector *vector, const struct
 				    bool force)
 {
 	unsigned int cpu = cpumask_any_and(mask, cpu_online_mask);
-
 	unsigned int other;
 
 	if (force)

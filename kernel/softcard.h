@@ -244,7 +244,7 @@ void softcard_dma_free_function(struct softcard_function *function);
 void softcard_dma_attach(struct softcard_function *function, struct pci_dev *pdev);
 void softcard_dma_detach(struct softcard_function *function);
 int softcard_dma_transfer(struct softcard_function *function, u64 address, void __user *memory,
-			  size_t length, bool write);
+			  size_t length, bool write, void *bounce);
 
 /* trap.c */
 int softcard_trap_init(void);

@@ -207,7 +207,7 @@ static int softcard_interrupt_user(struct softcard *card, void __user *arg)
 }
 
 static int softcard_dma_segments(struct softcard_function *function, struct softcard_dma *dma,
-				 struct softcard_segment *segments)
+				 struct softcard_segment *segments, void *bounce)
 {
 	struct softcard_segment __user *from = u64_to_user_ptr(dma->segments);
 	unsigned int at, i, count;
@@ -225,7 +225,7 @@ static int softcard_dma_segments(struct softcard_function *function, struct soft
 				return -EINVAL;
 			err = softcard_dma_transfer(function, segment->address,
 						    u64_to_user_ptr(segment->memory),
-						    segment->length, write);
+						    segment->length, write, bounce);
 			if (err == -EPERM)
 				pr_warn_ratelimited("softcard %x: DMA fault: function %u %s %u bytes at %#llx, which its driver has not mapped for that\n",
 						    function->card->domain, function->number,
@@ -244,6 +244,7 @@ static int softcard_dma_user(struct softcard *card, void __user *arg)
 	struct softcard_segment *segments;
 	struct softcard_function *function;
 	struct softcard_dma dma;
+	void *bounce;
 	int err;
 
 	if (copy_from_user(&dma, arg, sizeof(dma)))
@@ -256,9 +257,11 @@ static int softcard_dma_user(struct softcard *card, void __user *arg)
 		return -ENXIO;
 	segments = kmalloc_array(min_t(u32, dma.count, SEGMENTS_AT_ONCE), sizeof(*segments),
 				 GFP_KERNEL_ACCOUNT);
-	if (!segments)
-		return -ENOMEM;
-	err = softcard_dma_segments(function, &dma, segments);
+	bounce = (void *)__get_free_page(GFP_KERNEL_ACCOUNT);
+	err = -ENOMEM;
+	if (segments && bounce)
+		err = softcard_dma_segments(function, &dma, segments, bounce);
+	free_page((unsigned long)bounce);
 	kfree(segments);
 	if (copy_to_user(arg, &dma, sizeof(dma)))
 		return -EFAULT;
