@@ -35,6 +35,7 @@ class QemuBus:
         arguments: further words for the kernel's command line.
         echo: called with each line of the kernel log as it comes.
         completion_timeout: seconds that a register read may take; see `VfioUserServer`.
+        processors: how many the guest gets; what is fastest when left out.
 
     Attributes:
         guest: the Linux behind the bus; None while there is none.
@@ -48,6 +49,7 @@ class QemuBus:
         arguments: Sequence[str] = (),
         echo: Callable[[str], None] | None = None,
         completion_timeout: float = COMPLETION_TIMEOUT,
+        processors: int | None = None,
     ) -> None:
         if memory < MIN_MEMORY:
             raise UsageError(
@@ -58,6 +60,7 @@ class QemuBus:
         self.arguments = tuple(arguments)
         self.echo = echo
         self.completion_timeout = completion_timeout
+        self.processors = processors
         self.guest: QemuGuest | None = None
         self._slots: dict[int, QemuSlot] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="softcard-"))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -62,6 +63,8 @@ class QemuGuest(Guest):
         self.qemu = need_qemu()
         self.kernel = bus.kernel or need_kernel()
         self.accelerator = accelerator_for(self.qemu, self.kernel)
+        if bus.processors is not None:
+            self.accelerator = replace(self.accelerator, processors=bus.processors)
         log.info(
             "Linux %s boots in QEMU %s with %s",
             self.kernel.release, self.qemu.version, self.accelerator.name,

@@ -1,0 +1,613 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Interrupts. The kernel keeps the MSI-X table, the pending bits, and what it has seen of the MSI
+ * capability's mask bits; messages do not exist: a vector is a Linux interrupt.
+ *
+ * A message is counted, and the handler called as often, in hard interrupt context on the processor
+ * that the vector's affinity names: none is lost, and none is merged with another.
+ */
+#include <linux/irq.h>
+#include <linux/irqdomain.h>
+#include <linux/module.h>
+#include <linux/msi.h>
+#include <linux/slab.h>
+#include <linux/smp.h>
+#include <linux/version.h>
+
+#include "softcard.h"
+
+/* Linux split MSI domains into parents and a child for each device; legacy ones are gone. */
+#define SOFTCARD_MSI_PARENT	(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0))
+
+#if SOFTCARD_MSI_PARENT
+#include <linux/irqchip/irq-msi-lib.h>
+#endif
+
+#define FUNCTION_SHIFT		12
+#define IS_MSIX			BIT(11)
+#define INDEX_MASK		(IS_MSIX - 1)
+#define ENTRY_CONTROL		(PCI_MSIX_ENTRY_VECTOR_CTRL / 4)
+#define ENTRY_WORDS		(PCI_MSIX_ENTRY_SIZE / 4)
+/* Where messages would go, for whoever reads the table. */
+#define MESSAGE_ADDRESS		0xfee00000
+
+static void softcard_vector_fire(struct irq_work *work)
+{
+	struct softcard_vector *vector = container_of(work, struct softcard_vector, work);
+	int count = atomic_xchg(&vector->count, 0);
+
+	while (count-- > 0) {
+		unsigned int virq = READ_ONCE(vector->virq);
+
+		if (virq)
+			generic_handle_irq(virq);
+	}
+}
+
+static void softcard_vector_remote(void *data)
+{
+	struct softcard_vector *vector = data;
+
+	softcard_vector_fire(&vector->work);
+}
+
+static void softcard_vector_init(struct softcard_vector *vector, struct softcard_function *function)
+{
+	vector->function = function;
+	vector->work = IRQ_WORK_INIT_HARD(softcard_vector_fire);
+	INIT_CSD(&vector->remote, softcard_vector_remote, vector);
+	vector->cpu = cpumask_first(cpu_online_mask);
+	vector->other = cpumask_any_but(cpu_online_mask, vector->cpu);
+}
+
+/* A message; the caller holds @irq_lock. */
+static void softcard_vector_signal(struct softcard_vector *vector)
+{
+	unsigned int cpu = READ_ONCE(vector->cpu), other = READ_ONCE(vector->other);
+
+	atomic_inc(&vector->count);
+	/*
+	 * Here is the card's program, most likely. A handler that reads a register must not
+	 * interrupt it, or nobody answers.
+	 */
+	if (cpu == smp_processor_id() && other < nr_cpu_ids)
+		cpu = other;
+	if (cpu < nr_cpu_ids && cpu != smp_processor_id()) {
+		int err = smp_call_function_single_async(cpu, &vector->remote);
+
+		/* Busy: what is on its way there finds this message as well. */
+		if (!err || err == -EBUSY)
+			return;
+	}
+	irq_work_queue(&vector->work);
+}
+
+static void softcard_vector_stop(struct softcard_vector *vector)
+{
+	WRITE_ONCE(vector->virq, 0);
+	irq_work_sync(&vector->work);
+	/* An inter-processor interrupt that was sent has been taken when all have answered. */
+	synchronize_rcu();
+	kick_all_cpus_sync();
+	atomic_set(&vector->count, 0);
+}
+
+static int softcard_vector_affinity(struct softcard_vector *vector, const struct cpumask *mask,
+				    bool force)
+{
+	unsigned int cpu = cpumask_any_and(mask, cpu_online_mask);
+	unsigned int other;
+
+	if (force)
+		cpu = cpumask_first(mask);
+	if (cpu >= nr_cpu_ids)
+		return -EINVAL;
+	for_each_cpu_and(other, mask, cpu_online_mask)
+		if (other != cpu)
+			break;
+	WRITE_ONCE(vector->cpu, cpu);
+	WRITE_ONCE(vector->other, other);
+	return cpu;
+}
+
+static int softcard_irq_set_affinity(struct irq_data *data, const struct cpumask *mask, bool force)
+{
+	int cpu = softcard_vector_affinity(irq_data_get_irq_chip_data(data), mask, force);
+
+	if (cpu < 0)
+		return cpu;
+	irq_data_update_effective_affinity(data, cpumask_of(cpu));
+	return IRQ_SET_MASK_OK_DONE;
+}
+
+static void softcard_irq_nothing(struct irq_data *data)
+{
+}
+
+/* MSI and MSI-X. */
+
+static struct softcard_vector *softcard_vector_of(struct softcard *card, irq_hw_number_t hwirq)
+{
+	struct softcard_function *function = card->function[hwirq >> FUNCTION_SHIFT];
+	unsigned int index = hwirq & INDEX_MASK;
+
+	return hwirq & IS_MSIX ? &function->msix[index] : &function->msi[index];
+}
+
+static irq_hw_number_t softcard_hwirq(struct msi_desc *desc)
+{
+	struct pci_dev *pdev = msi_desc_to_pci_dev(desc);
+
+	return (irq_hw_number_t)PCI_FUNC(pdev->devfn) << FUNCTION_SHIFT |
+	       (desc->pci.msi_attrib.is_msix ? IS_MSIX : 0) | desc->msi_index;
+}
+
+static void softcard_compose(struct irq_data *data, struct msi_msg *msg)
+{
+	msg->address_hi = 0;
+	msg->address_lo = MESSAGE_ADDRESS;
+	msg->data = data->hwirq & INDEX_MASK;
+}
+
+#if SOFTCARD_MSI_PARENT
+
+static struct irq_chip softcard_msi_chip = {
+	.name = "softcard",
+	.irq_ack = softcard_irq_nothing,
+	.irq_mask = softcard_irq_nothing,
+	.irq_unmask = softcard_irq_nothing,
+	.irq_compose_msi_msg = softcard_compose,
+	.irq_set_affinity = softcard_irq_set_affinity,
+};
+
+static void softcard_msi_free(struct irq_domain *domain, unsigned int virq, unsigned int count)
+{
+	unsigned int i;
+
+	for (i = 0; i < count; i++) {
+		struct irq_data *data = irq_domain_get_irq_data(domain, virq + i);
+
+		softcard_vector_stop(irq_data_get_irq_chip_data(data));
+		irq_domain_reset_irq_data(data);
+	}
+}
+
+static int softcard_msi_alloc(struct irq_domain *domain, unsigned int virq, unsigned int count,
+			      void *arg)
+{
+	msi_alloc_info_t *info = arg;
+	irq_hw_number_t hwirq = softcard_hwirq(info->desc);
+	unsigned int i;
+
+	for (i = 0; i < count; i++) {
+		struct softcard_vector *vector = softcard_vector_of(domain->host_data, hwirq + i);
+
+		irq_domain_set_info(domain, virq + i, hwirq + i, &softcard_msi_chip, vector,
+				    handle_edge_irq, NULL, "edge");
+		WRITE_ONCE(vector->virq, virq + i);
+	}
+	return 0;
+}
+
+static const struct irq_domain_ops softcard_msi_domain_ops = {
+	.alloc = softcard_msi_alloc,
+	.free = softcard_msi_free,
+};
+
+static const struct msi_parent_ops softcard_msi_parent_ops = {
+	.supported_flags = MSI_GENERIC_FLAGS_MASK | MSI_FLAG_MULTI_PCI_MSI | MSI_FLAG_PCI_MSIX,
+	.required_flags = MSI_FLAG_USE_DEF_DOM_OPS | MSI_FLAG_USE_DEF_CHIP_OPS,
+	.chip_flags = MSI_CHIP_FLAG_SET_ACK,
+	.bus_select_mask = MATCH_PCI_MSI,
+	.bus_select_token = DOMAIN_BUS_PCI_MSI,
+	.prefix = "softcard-",
+	.init_dev_msi_info = msi_lib_init_dev_msi_info,
+};
+
+static struct irq_domain *softcard_create_msi_domain(struct softcard *card)
+{
+	struct irq_domain_info info = {
+		.fwnode = card->msi_fwnode,
+		.ops = &softcard_msi_domain_ops,
+		.size = SOFTCARD_FUNCTIONS << FUNCTION_SHIFT,
+		.host_data = card,
+	};
+
+	return msi_create_parent_irq_domain(&info, &softcard_msi_parent_ops);
+}
+
+#else
+
+static irq_hw_number_t softcard_msi_get_hwirq(struct msi_domain_info *info, msi_alloc_info_t *arg)
+{
+	return softcard_hwirq(arg->desc);
+}
+
+static void softcard_msi_set_desc(msi_alloc_info_t *arg, struct msi_desc *desc)
+{
+	arg->desc = desc;
+}
+
+static int softcard_msi_init(struct irq_domain *domain, struct msi_domain_info *info,
+			     unsigned int virq, irq_hw_number_t hwirq, msi_alloc_info_t *arg)
+{
+	struct softcard_vector *vector = softcard_vector_of(info->data, hwirq);
+
+	irq_domain_set_info(domain, virq, hwirq, info->chip, vector, handle_edge_irq, NULL, "edge");
+	WRITE_ONCE(vector->virq, virq);
+	return 0;
+}
+
+static void softcard_msi_free(struct irq_domain *domain, struct msi_domain_info *info,
+			      unsigned int virq)
+{
+	struct irq_data *data = irq_domain_get_irq_data(domain, virq);
+
+	softcard_vector_stop(irq_data_get_irq_chip_data(data));
+}
+
+static struct irq_chip softcard_msi_chip = {
+	.name = "softcard-MSI",
+	.irq_ack = softcard_irq_nothing,
+	.irq_mask = pci_msi_mask_irq,
+	.irq_unmask = pci_msi_unmask_irq,
+	.irq_compose_msi_msg = softcard_compose,
+	.irq_set_affinity = softcard_irq_set_affinity,
+};
+
+static struct msi_domain_ops softcard_msi_domain_ops = {
+	.get_hwirq = softcard_msi_get_hwirq,
+	.set_desc = softcard_msi_set_desc,
+	.msi_init = softcard_msi_init,
+	.msi_free = softcard_msi_free,
+};
+
+static struct irq_domain *softcard_create_msi_domain(struct softcard *card)
+{
+	card->msi_info = (struct msi_domain_info) {
+		.flags = MSI_FLAG_USE_DEF_DOM_OPS | MSI_FLAG_USE_DEF_CHIP_OPS |
+			 MSI_FLAG_MULTI_PCI_MSI | MSI_FLAG_PCI_MSIX,
+		.ops = &softcard_msi_domain_ops,
+		.chip = &softcard_msi_chip,
+		.data = card,
+	};
+	return pci_msi_create_irq_domain(card->msi_fwnode, &card->msi_info, NULL);
+}
+
+#endif
+
+static bool softcard_msix_held(struct softcard_function *function, unsigned int vector)
+{
+	return function->msix_masked ||
+	       function->table[vector * ENTRY_WORDS + ENTRY_CONTROL] & PCI_MSIX_ENTRY_CTRL_MASKBIT;
+}
+
+/* Sends what a change of masks sets free; the caller holds @irq_lock. */
+static void softcard_msix_update(struct softcard_function *function)
+{
+	unsigned int vector;
+
+	for_each_set_bit(vector, function->pending, function->info.msix_vectors) {
+		if (softcard_msix_held(function, vector))
+			continue;
+		__clear_bit(vector, function->pending);
+		softcard_vector_signal(&function->msix[vector]);
+	}
+}
+
+static void softcard_msi_update(struct softcard_function *function)
+{
+	unsigned long ready = function->msi_pending & ~function->msi_masks;
+	unsigned int vector;
+
+	for_each_set_bit(vector, &ready, SOFTCARD_MSI_VECTORS) {
+		function->msi_pending &= ~BIT(vector);
+		softcard_vector_signal(&function->msi[vector]);
+	}
+}
+
+/* The table and the pending bits as a driver sees them. */
+
+static bool softcard_inside(unsigned int bar, u64 offset, unsigned int its_bar, u64 start, u64 size)
+{
+	return bar == its_bar && offset >= start && offset < start + size;
+}
+
+bool softcard_irq_read(struct softcard_function *function, unsigned int bar, u64 offset,
+		       unsigned int size, u64 *value)
+{
+	const struct softcard_function_info *info = &function->info;
+	unsigned int vectors = info->msix_vectors;
+	unsigned long flags;
+	const u8 *from;
+	u64 at, length;
+
+	if (!vectors)
+		return false;
+	if (softcard_inside(bar, offset, info->msix_table_bar, info->msix_table_offset,
+			    (u64)vectors * PCI_MSIX_ENTRY_SIZE)) {
+		from = (const u8 *)function->table;
+		at = offset - info->msix_table_offset;
+		length = (u64)vectors * PCI_MSIX_ENTRY_SIZE;
+	} else if (softcard_inside(bar, offset, info->msix_pba_bar, info->msix_pba_offset,
+				   BITS_TO_LONGS(vectors) * sizeof(long))) {
+		from = (const u8 *)function->pending;
+		at = offset - info->msix_pba_offset;
+		length = BITS_TO_LONGS(vectors) * sizeof(long);
+	} else {
+		return false;
+	}
+	*value = 0;
+	raw_spin_lock_irqsave(&function->irq_lock, flags);
+	memcpy(value, from + at, min_t(u64, size, length - at));
+	raw_spin_unlock_irqrestore(&function->irq_lock, flags);
+	return true;
+}
+
+bool softcard_irq_write(struct softcard_function *function, unsigned int bar, u64 offset,
+			unsigned int size, u64 value)
+{
+	const struct softcard_function_info *info = &function->info;
+	u64 length = (u64)info->msix_vectors * PCI_MSIX_ENTRY_SIZE;
+	unsigned long flags;
+	u64 at;
+
+	if (!info->msix_vectors)
+		return false;
+	if (softcard_inside(bar, offset, info->msix_pba_bar, info->msix_pba_offset,
+			    BITS_TO_LONGS(info->msix_vectors) * sizeof(long)))
+		return true;
+	if (!softcard_inside(bar, offset, info->msix_table_bar, info->msix_table_offset, length))
+		return false;
+	at = offset - info->msix_table_offset;
+	raw_spin_lock_irqsave(&function->irq_lock, flags);
+	memcpy((u8 *)function->table + at, &value, min_t(u64, size, length - at));
+	softcard_msix_update(function);
+	raw_spin_unlock_irqrestore(&function->irq_lock, flags);
+	return true;
+}
+
+/* The configuration space: the enables and masks that the driver writes. */
+
+static bool softcard_covers(unsigned int offset, unsigned int size, unsigned int byte)
+{
+	return byte >= offset && byte < offset + size;
+}
+
+void softcard_irq_config_write(struct softcard_function *function, unsigned int offset,
+			       unsigned int size, u32 value)
+{
+	const struct softcard_function_info *info = &function->info;
+	unsigned int control = info->msix_capability + PCI_MSIX_FLAGS + 1;
+	unsigned long flags;
+	unsigned int i;
+
+	raw_spin_lock_irqsave(&function->irq_lock, flags);
+	if (info->msix_vectors && softcard_covers(offset, size, control)) {
+		u8 high = value >> (8 * (control - offset));
+
+		function->msix_masked = high & (PCI_MSIX_FLAGS_MASKALL >> 8);
+		softcard_msix_update(function);
+	}
+	if (info->msi_vectors && info->msi_mask) {
+		for (i = 0; i < size; i++) {
+			unsigned int byte = offset + i - info->msi_mask;
+
+			if (offset + i < info->msi_mask || byte >= 4)
+				continue;
+			function->msi_masks &= ~(0xffU << (8 * byte));
+			function->msi_masks |= (value >> (8 * i) & 0xff) << (8 * byte);
+		}
+		softcard_msi_update(function);
+	}
+	raw_spin_unlock_irqrestore(&function->irq_lock, flags);
+}
+
+u32 softcard_irq_config_read(struct softcard_function *function, unsigned int offset,
+			     unsigned int size, u32 value)
+{
+	unsigned int pending = function->info.msi_mask + 4;
+
+	if (function->info.msi_vectors && function->info.msi_mask && offset >= pending &&
+	    offset < pending + 4)
+		return READ_ONCE(function->msi_pending) >> (8 * (offset - pending)) &
+		       (u32)softcard_all_ones(size);
+	return value;
+}
+
+/* INTx: a level. */
+
+static void softcard_intx_update(struct softcard_function *function)
+{
+	if (function->intx_asserted && !function->intx_masked && function->intx.virq)
+		softcard_vector_signal(&function->intx);
+}
+
+static void softcard_intx_mask(struct irq_data *data)
+{
+	struct softcard_vector *vector = irq_data_get_irq_chip_data(data);
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&vector->function->irq_lock, flags);
+	vector->function->intx_masked = true;
+	raw_spin_unlock_irqrestore(&vector->function->irq_lock, flags);
+}
+
+static void softcard_intx_unmask(struct irq_data *data)
+{
+	struct softcard_vector *vector = irq_data_get_irq_chip_data(data);
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&vector->function->irq_lock, flags);
+	vector->function->intx_masked = false;
+	softcard_intx_update(vector->function);
+	raw_spin_unlock_irqrestore(&vector->function->irq_lock, flags);
+}
+
+static struct irq_chip softcard_intx_chip = {
+	.name = "softcard-INTx",
+	.irq_mask = softcard_intx_mask,
+	.irq_unmask = softcard_intx_unmask,
+	.irq_set_affinity = softcard_irq_set_affinity,
+};
+
+static int softcard_intx_map(struct irq_domain *domain, unsigned int virq, irq_hw_number_t hwirq)
+{
+	struct softcard *card = domain->host_data;
+	struct softcard_vector *vector = &card->function[hwirq]->intx;
+
+	irq_set_chip_data(virq, vector);
+	irq_set_chip_and_handler(virq, &softcard_intx_chip, handle_level_irq);
+	WRITE_ONCE(vector->virq, virq);
+	return 0;
+}
+
+static void softcard_intx_unmap(struct irq_domain *domain, unsigned int virq)
+{
+	struct softcard_vector *vector = irq_get_chip_data(virq);
+
+	irq_set_chip_and_handler(virq, NULL, NULL);
+	softcard_vector_stop(vector);
+	irq_set_chip_data(virq, NULL);
+}
+
+static const struct irq_domain_ops softcard_intx_domain_ops = {
+	.map = softcard_intx_map,
+	.unmap = softcard_intx_unmap,
+};
+
+int softcard_intx_virq(struct softcard_function *function)
+{
+	return irq_create_mapping(function->card->intx_domain, function->number);
+}
+
+/**
+ * softcard_interrupt - the card interrupts
+ * @function: which
+ * @kind: SOFTCARD_INTERRUPT_*
+ * @vector: of MSI-X or MSI
+ */
+int softcard_interrupt(struct softcard_function *function, unsigned int kind, unsigned int vector)
+{
+	unsigned long flags;
+	int err = 0;
+
+	raw_spin_lock_irqsave(&function->irq_lock, flags);
+	switch (kind) {
+	case SOFTCARD_INTERRUPT_MSIX:
+		if (vector >= function->info.msix_vectors)
+			err = -EINVAL;
+		else if (softcard_msix_held(function, vector))
+			__set_bit(vector, function->pending);
+		else
+			softcard_vector_signal(&function->msix[vector]);
+		break;
+	case SOFTCARD_INTERRUPT_MSI:
+		if (vector >= function->info.msi_vectors)
+			err = -EINVAL;
+		else if (function->msi_masks & BIT(vector))
+			function->msi_pending |= BIT(vector);
+		else
+			softcard_vector_signal(&function->msi[vector]);
+		break;
+	case SOFTCARD_INTERRUPT_ASSERT:
+	case SOFTCARD_INTERRUPT_RELEASE:
+		if (vector) {
+			err = -EINVAL;
+			break;
+		}
+		function->intx_asserted = kind == SOFTCARD_INTERRUPT_ASSERT;
+		softcard_intx_update(function);
+		break;
+	default:
+		err = -EINVAL;
+	}
+	raw_spin_unlock_irqrestore(&function->irq_lock, flags);
+	return err;
+}
+
+int softcard_irq_set_function(struct softcard_function *function)
+{
+	unsigned int vectors = function->info.msix_vectors;
+	unsigned int i;
+
+	softcard_vector_init(&function->intx, function);
+	if (vectors) {
+		function->table = kvcalloc(vectors, PCI_MSIX_ENTRY_SIZE, GFP_KERNEL_ACCOUNT);
+		function->pending = bitmap_zalloc(vectors, GFP_KERNEL_ACCOUNT);
+		function->msix = kvcalloc(vectors, sizeof(*function->msix), GFP_KERNEL_ACCOUNT);
+		if (!function->table || !function->pending || !function->msix)
+			goto free;
+		for (i = 0; i < vectors; i++) {
+			softcard_vector_init(&function->msix[i], function);
+			function->table[i * ENTRY_WORDS + ENTRY_CONTROL] =
+				PCI_MSIX_ENTRY_CTRL_MASKBIT;
+		}
+	}
+	if (function->info.msi_vectors) {
+		function->msi = kcalloc(SOFTCARD_MSI_VECTORS, sizeof(*function->msi),
+					GFP_KERNEL_ACCOUNT);
+		if (!function->msi)
+			goto free;
+		for (i = 0; i < SOFTCARD_MSI_VECTORS; i++)
+			softcard_vector_init(&function->msi[i], function);
+	}
+	return 0;
+
+free:
+	softcard_irq_free_function(function);
+	return -ENOMEM;
+}
+
+void softcard_irq_free_function(struct softcard_function *function)
+{
+	kvfree(function->table);
+	bitmap_free(function->pending);
+	kvfree(function->msix);
+	kfree(function->msi);
+	function->table = NULL;
+	function->pending = NULL;
+	function->msix = NULL;
+	function->msi = NULL;
+}
+
+int softcard_irq_prepare(struct softcard *card)
+{
+	card->msi_fwnode = irq_domain_alloc_named_id_fwnode("softcard-MSI", card->domain);
+	card->intx_fwnode = irq_domain_alloc_named_id_fwnode("softcard-INTx", card->domain);
+	if (!card->msi_fwnode || !card->intx_fwnode)
+		goto release;
+	card->msi_domain = softcard_create_msi_domain(card);
+	if (!card->msi_domain)
+		goto release;
+	card->intx_domain = irq_domain_create_linear(card->intx_fwnode, SOFTCARD_FUNCTIONS,
+						     &softcard_intx_domain_ops, card);
+	if (!card->intx_domain)
+		goto release;
+	return 0;
+
+release:
+	softcard_irq_release(card);
+	return -ENOMEM;
+}
+
+void softcard_irq_release(struct softcard *card)
+{
+	unsigned int i;
+
+	if (card->intx_domain) {
+		for (i = 0; i < card->function_count; i++)
+			irq_dispose_mapping(irq_find_mapping(card->intx_domain, i));
+		irq_domain_remove(card->intx_domain);
+	}
+	if (card->msi_domain)
+		irq_domain_remove(card->msi_domain);
+	if (card->intx_fwnode)
+		irq_domain_free_fwnode(card->intx_fwnode);
+	if (card->msi_fwnode)
+		irq_domain_free_fwnode(card->msi_fwnode);
+	card->intx_domain = NULL;
+	card->msi_domain = NULL;
+	card->intx_fwnode = NULL;
+	card->msi_fwnode = NULL;
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Loading and unloading. */
+#include <linux/module.h>
+
+#include "softcard.h"
+
+static int __init softcard_init(void)
+{
+	int err;
+
+	err = softcard_card_init();
+	if (err)
+		return err;
+	err = softcard_pci_init();
+	if (err)
+		goto exit_card;
+	err = softcard_trap_init();
+	if (err)
+		goto exit_pci;
+	err = softcard_user_init();
+	if (err)
+		goto exit_trap;
+	return 0;
+
+exit_trap:
+	softcard_trap_exit();
+exit_pci:
+	softcard_pci_exit();
+exit_card:
+	softcard_card_exit();
+	return err;
+}
+
+static void __exit softcard_exit(void)
+{
+	softcard_user_exit();
+	softcard_trap_exit();
+	softcard_pci_exit();
+	softcard_card_exit();
+}
+
+module_init(softcard_init);
+module_exit(softcard_exit);
+MODULE_DESCRIPTION("PCI cards whose behaviour is a program");
+MODULE_AUTHOR("softcard");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the parts of softcard.ko know of each other.
+ *
+ * card.c	a card's life, and its ring
+ * pci.c	host bridge, configuration space, windows
+ * irq.c	MSI-X, MSI and INTx
+ * dma.c	DMA confined to what drivers have mapped
+ * trap.c	accesses to BARs by the kernel: addresses that fault, and what is done then
+ * insn.c	the instructions that make them
+ * user.c	/dev/softcard
+ *
+ * Only trap.c, insn.c and thunk.S know the processor; only user.c knows user space's structs,
+ * apart from the ring.
+ */
+#ifndef _SOFTCARD_H
+#define _SOFTCARD_H
+
+#include <linux/bitmap.h>
+#include <linux/irq_work.h>
+#include <linux/irqdomain.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/msi.h>
+#include <linux/smp.h>
+#include <linux/mutex.h>
+#include <linux/pci.h>
+#include <linux/spinlock.h>
+#include <linux/types.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+#include <linux/softcard.h>
+
+#define SOFTCARD_CONFIG_SIZE	4096
+#define SOFTCARD_MSI_VECTORS	32
+#define SOFTCARD_IOVA_PAGES	(1UL << 20)
+#define SOFTCARD_LEAF_PAGES	512
+#define SOFTCARD_MAX_RANGES	64
+#define SOFTCARD_MAX_BAR	(1ULL << 40)
+
+struct softcard;
+struct softcard_function;
+
+/**
+ * struct softcard_vector - an MSI-X or MSI vector, or an INTx line
+ * @function: whose
+ * @work: calls the handler, in hard interrupt context
+ * @remote: the same on another processor
+ * @count: messages that are on their way
+ * @virq: Linux's number, 0 while no driver has it
+ * @cpu: where it goes
+ * @other: where it goes when the card's program is there; nr_cpu_ids where its affinity has no other
+ */
+struct softcard_vector {
+	struct softcard_function *function;
+	struct irq_work work;
+	call_single_data_t remote;
+	atomic_t count;
+	unsigned int virq;
+	unsigned int cpu;
+	unsigned int other;
+};
+
+/**
+ * struct softcard_memory - plain memory behind a part of a BAR
+ * @node: in the function's list, which does not change once the card is plugged in
+ */
+struct softcard_memory {
+	struct list_head node;
+	unsigned int bar;
+	bool shadow;
+	u64 offset;
+	u64 size;
+	unsigned long pages;
+	struct page **page;
+};
+
+/**
+ * struct softcard_dma_space - the bus addresses of a function
+ * @lock: protects everything here. A card's access holds it for reading, one page at a time, so
+ *	that nothing is accessed any more when an unmapping returns.
+ * @used: pages of bus addresses that are mapped, or guard those
+ * @next: where to look for free ones: addresses are used again as late as possible
+ * @leaf: which mapping a page belongs to
+ */
+struct softcard_dma_space {
+	rwlock_t lock;
+	unsigned long *used;
+	unsigned long next;
+	struct softcard_mapping **leaf[SOFTCARD_IOVA_PAGES / SOFTCARD_LEAF_PAGES];
+	bool closed;
+};
+
+/**
+ * struct softcard_function - a function of a card
+ * @pdev: what Linux made of it, NULL before and after; under @irq_lock
+ * @irq_lock: protects @table, @pending, @msi_pending, @masks and INTx
+ * @table: the MSI-X table
+ */
+struct softcard_function {
+	struct softcard *card;
+	unsigned int number;
+	bool present;
+	u64 bar_size[SOFTCARD_BARS];
+	struct list_head memories;
+	unsigned int memory_count;
+	u8 config[SOFTCARD_CONFIG_SIZE];
+
+	raw_spinlock_t irq_lock;
+	struct pci_dev *pdev;
+	struct softcard_function_info info;
+	u32 *table;
+	unsigned long *pending;
+	bool msix_masked;
+	u32 msi_masks;
+	u32 msi_pending;
+	bool intx_asserted;
+	bool intx_masked;
+	struct softcard_vector *msix;
+	struct softcard_vector *msi;
+	struct softcard_vector intx;
+
+	struct softcard_dma_space *dma;
+};
+
+enum softcard_state { SOFTCARD_NEW, SOFTCARD_PLUGGED, SOFTCARD_UNPLUGGING, SOFTCARD_GONE };
+
+/**
+ * struct softcard_slot - a read that waits for its answer
+ * @sequence: of the last read; only whoever has the slot changes it
+ */
+struct softcard_slot {
+	u64 sequence;
+	wait_queue_head_t wait;
+};
+
+/**
+ * struct softcard - a card
+ * @ref: held by the descriptor, the host bridge, each of a driver's mappings, and each access
+ * @lock: protects @state, and whatever describes the card before it is plugged in
+ * @dead: nothing is asked any more; set once, read everywhere
+ * @ring_lock: orders what goes into the ring
+ * @head: as in the ring, where the program can write it
+ */
+struct softcard {
+	struct kref ref;
+	struct list_head node;
+	struct rcu_head rcu;
+	struct work_struct free_work;
+	struct work_struct add_work;
+	struct work_struct remove_work;
+	struct mutex lock;
+	enum softcard_state state;
+	bool dead;
+	bool armed;
+	atomic_t removing;
+
+	raw_spinlock_t ring_lock;
+	u32 head;
+	struct softcard_ring *ring;
+	wait_queue_head_t poll;
+	struct softcard_slot slots[SOFTCARD_SLOTS];
+	DECLARE_BITMAP(slots_used, SOFTCARD_SLOTS);
+	unsigned int read_timeout_ms;
+	unsigned int atomic_timeout_us;
+
+	int domain;
+	struct softcard_bridge *bridge;
+	struct resource *window;
+	struct irq_domain *msi_domain;
+	struct msi_domain_info msi_info;	/* of kernels before 6.16 */
+	struct irq_domain *intx_domain;
+	struct fwnode_handle *msi_fwnode;
+	struct fwnode_handle *intx_fwnode;
+
+	struct list_head eventfds;
+	struct mutex eventfd_lock;
+	struct user_struct *user;
+	struct mm_struct *mm;
+	unsigned long locked_pages;
+
+	unsigned int function_count;
+	struct softcard_function *function[SOFTCARD_FUNCTIONS];
+};
+
+/* card.c */
+extern struct list_head softcard_list;
+struct softcard *softcard_create(const struct softcard_create *create);
+void softcard_get(struct softcard *card);
+bool softcard_tryget(struct softcard *card);
+void softcard_put(struct softcard *card);
+void softcard_kill(struct softcard *card, const char *why);
+int softcard_plug(struct softcard *card);
+int softcard_unplug(struct softcard *card);
+int softcard_post(struct softcard *card, const struct softcard_op *op);
+u64 softcard_ask(struct softcard *card, struct softcard_op *op, bool *answered);
+bool softcard_may_sleep(void);
+int softcard_card_init(void);
+void softcard_card_exit(void);
+
+static inline u64 softcard_all_ones(unsigned int size)
+{
+	return size >= 8 ? ~0ULL : (1ULL << (8 * size)) - 1;
+}
+
+/* pci.c */
+int softcard_pci_prepare(struct softcard *card);
+void softcard_pci_add(struct softcard *card);
+void softcard_pci_remove(struct softcard *card);
+void softcard_pci_release(struct softcard *card);
+void softcard_pci_disconnected(struct softcard *card);
+int softcard_pci_init(void);
+void softcard_pci_exit(void);
+u64 softcard_bar_read(struct softcard_function *function, unsigned int bar, u64 offset,
+		      unsigned int size);
+void softcard_bar_write(struct softcard_function *function, unsigned int bar, u64 offset,
+			unsigned int size, u64 value);
+/* Which BAR an address is in; the caller holds RCU. */
+struct softcard_function *softcard_find_bar(phys_addr_t phys, unsigned int *bar, u64 *offset);
+bool softcard_owns(phys_addr_t phys);
+
+/* The function behind a device on a card's bus. */
+struct softcard_function *softcard_function_of_pci(struct pci_dev *pdev);
+
+/* irq.c */
+int softcard_irq_prepare(struct softcard *card);
+void softcard_irq_release(struct softcard *card);
+int softcard_irq_set_function(struct softcard_function *function);
+void softcard_irq_free_function(struct softcard_function *function);
+int softcard_interrupt(struct softcard_function *function, unsigned int kind, unsigned int vector);
+bool softcard_irq_read(struct softcard_function *function, unsigned int bar, u64 offset,
+		       unsigned int size, u64 *value);
+bool softcard_irq_write(struct softcard_function *function, unsigned int bar, u64 offset,
+			unsigned int size, u64 value);
+void softcard_irq_config_write(struct softcard_function *function, unsigned int offset,
+			       unsigned int size, u32 value);
+u32 softcard_irq_config_read(struct softcard_function *function, unsigned int offset,
+			     unsigned int size, u32 value);
+int softcard_intx_virq(struct softcard_function *function);
+
+/* dma.c */
+int softcard_dma_set_function(struct softcard_function *function);
+void softcard_dma_free_function(struct softcard_function *function);
+void softcard_dma_attach(struct softcard_function *function, struct pci_dev *pdev);
+void softcard_dma_detach(struct softcard_function *function);
+int softcard_dma_transfer(struct softcard_function *function, u64 address, void __user *memory,
+			  size_t length, bool write, void *bounce);
+
+/* trap.c */
+int softcard_trap_init(void);
+void softcard_trap_exit(void);
+
+/* user.c */
+int softcard_user_init(void);
+void softcard_user_exit(void);
+void softcard_user_forget_eventfds(struct softcard *card);
+
+#endif /* _SOFTCARD_H */

@@ -1,0 +1,82 @@
+"""Cards on the bus of the machine that serves them, with its own drivers."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from tests.host.conftest import LIMIT, ROOT, Inside, Modules
+
+from softcard.guest.qemu import QemuGuest
+
+WRITES = 50_000
+
+
+def test_a_driver_writes_to_the_printer(inside: Inside, modules: Modules) -> None:
+    said = inside("printer", modules("examples/printer_driver")).stdout
+    assert said == "the driver wrote 0xcafef00d\n"
+
+
+def test_edu_passes_its_drivers_tests(guest: QemuGuest, inside: Inside, modules: Modules) -> None:
+    since = guest.log.position()
+    inside("edu", modules("examples/edu_driver"))
+    said = "\n".join(guest.log.since(since))
+    assert "softcard_edu" in said
+    assert "fail" not in said.lower()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "counts"),
+    [("msix", "MSI-X", [100] * 4), ("msi", "MSI", [400]), ("intx", "INTx", [10])],
+)
+def test_every_interrupt_of_every_kind_arrives_and_blocks_are_copied(
+    inside: Inside, modules: Modules, kind: str, name: str, counts: list[int]
+) -> None:
+    said = inside("probe", modules("tests/uml/modules/softcard_probe"), kind).stdout
+    assert said.splitlines()[0] == name
+    assert said.splitlines()[1] == str(counts)
+    assert said.splitlines()[2] == "fine"
+
+
+def test_nvme_has_a_vector_for_each_queue_and_keeps_a_file_system(inside: Inside) -> None:
+    assert inside("nvme").stdout == "3 vectors\n"
+
+
+def test_no_write_of_a_burst_is_lost_or_overtaken(inside: Inside, modules: Modules) -> None:
+    said = inside("burst", modules("tests/host/modules/softcard_burst"), str(WRITES)).stdout
+    print(said)
+    assert f"burst {WRITES} 0\n" in said
+    assert f"atomic {WRITES} 0\n" in said
+
+
+def test_a_disk_that_is_pulled_under_load_is_gone(guest: QemuGuest, inside: Inside) -> None:
+    inside("load", "pull")
+    assert "nvme0n1" not in guest.run(["lsblk"]).stdout
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_a_disk_whose_server_is_killed_under_load_is_gone(guest: QemuGuest, turn: int) -> None:
+    script = f"""
+        cd {ROOT}
+        PYTHONPATH=src:. {sys.executable} -B -m tests.host.inside.load > /tmp/said &
+        while ! grep -q loaded /tmp/said; do sleep 0.1; done
+        kill -9 $!
+        while [ -e /sys/bus/pci/devices/10000:00:00.0 ]; do sleep 0.1; done
+    """
+    guest.sh(script, timeout=LIMIT)
+    assert "nvme0n1" not in guest.run(["lsblk"]).stdout
+
+
+def test_what_is_malformed_is_refused(inside: Inside) -> None:
+    assert "calls" in inside("malformed").stdout
+
+
+def test_nobody_but_root_may_make_a_card(guest: QemuGuest) -> None:
+    done = guest.sh("setpriv --reuid 1000 --clear-groups cat /dev/softcard", check=False)
+    assert done.status
+    assert "Permission denied" in done.stderr
+
+
+def test_the_module_can_be_unloaded_and_loaded_again(guest: QemuGuest, modules: Modules) -> None:
+    guest.sh("for i in 1 2 3 4 5; do rmmod softcard && break; sleep 1; done")
+    guest.sh(f"insmod {modules('kernel')}")
