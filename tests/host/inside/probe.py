@@ -1,6 +1,7 @@
 """Interrupts of a kind, and blocks in memory. Arguments: the driver, and the kind."""
 
 import sys
+from functools import partial
 
 from tests.host.inside.common import DEBUGFS, mount_debugfs, sh, wait_for, wait_until
 from tests.uml.cards import ProbeCard
@@ -15,6 +16,10 @@ def counts() -> list[int]:
     return [int(line) for line in (folder / "counts").read_text().split()]
 
 
+def rung(total: int) -> bool:
+    return sum(counts()) >= total
+
+
 mount_debugfs()
 with HostBus() as bus:
     slot = bus.plug(ProbeCard())
@@ -25,7 +30,7 @@ with HostBus() as bus:
         # Two causes that the driver sees at once are one interrupt of a line.
         count = 1 if kind == "intx" else 40
         (folder / "ring").write_text(str(count))
-        wait_until(lambda total=number * count: sum(counts()) >= total)
+        wait_until(partial(rung, number * count))
     print(counts())
     print((folder / "blocks").read_text().strip())
     slot.unplug()
