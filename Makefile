@@ -8,7 +8,7 @@ PYTHON := setup.py src tests examples benchmarks
 DOCUMENTED := softcard $(addprefix softcard., \
 	backend bus cards errors guest model pcie testing)
 
-.PHONY: help setup demo test lint unit uml qemu bench wheel docs clean
+.PHONY: help setup demo test lint unit uml host qemu bench wheel docs clean
 
 help:
 	@echo "make demo     set everything up, then watch an NVMe card at work"
@@ -17,6 +17,7 @@ help:
 	@echo "make unit     the unit tests alone; no kernel"
 	@echo "make uml      the tests with the embedded Linux alone"
 	@echo "make qemu     the tests with a stock Linux in QEMU alone"
+	@echo "make host     the tests of the kernel module alone, in a stock Linux"
 	@echo "make bench    measure"
 	@echo "make docs     write docs/reference from the docstrings"
 	@echo "make wheel    a wheel that carries the kernel, in dist/"
@@ -50,6 +51,9 @@ uml:
 qemu:
 	@tools/setup packages venv qemu
 	$(BIN)/pytest tests/vfio_user
+
+host: setup
+	$(BIN)/pytest tests/host
 
 bench: setup
 	$(BIN)/python -m benchmarks
