@@ -34,14 +34,13 @@
 static void softcard_vector_fire(struct irq_work *work)
 {
 	struct softcard_vector *vector = container_of(work, struct softcard_vector, work);
-	int count = atomic_xchg(&vector->count, 0);
 
-	while (count-- > 0) {
+	do {
 		unsigned int virq = READ_ONCE(vector->virq);
 
 		if (virq)
 			generic_handle_irq(virq);
-	}
+	} while (!atomic_dec_and_test(&vector->count));
 }
 
 static void softcard_vector_remote(void *data)
@@ -65,7 +64,9 @@ static void softcard_vector_signal(struct softcard_vector *vector)
 {
 	unsigned int cpu = READ_ONCE(vector->cpu), other = READ_ONCE(vector->other);
 
-	atomic_inc(&vector->count);
+	/* On two processors at once, messages would be merged: who handles goes on. */
+	if (atomic_inc_return(&vector->count) != 1)
+		return;
 	/*
 	 * Here is the card's program, most likely. A handler that reads a register must not
 	 * interrupt it, or nobody answers.
@@ -73,10 +74,7 @@ static void softcard_vector_signal(struct softcard_vector *vector)
 	if (cpu == smp_processor_id() && other < nr_cpu_ids)
 		cpu = other;
 	if (cpu < nr_cpu_ids && cpu != smp_processor_id()) {
-		int err = smp_call_function_single_async(cpu, &vector->remote);
-
-		/* Busy: what is on its way there finds this message as well. */
-		if (!err || err == -EBUSY)
+		if (!smp_call_function_single_async(cpu, &vector->remote))
 			return;
 	}
 	irq_work_queue(&vector->work);
@@ -89,7 +87,6 @@ static void softcard_vector_stop(struct softcard_vector *vector)
 	/* An inter-processor interrupt that was sent has been taken when all have answered. */
 	synchronize_rcu();
 	kick_all_cpus_sync();
-	atomic_set(&vector->count, 0);
 }
 
 static int softcard_vector_affinity(struct softcard_vector *vector, const struct cpumask *mask,
