@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,6 +10,8 @@ from softcard.errors import DeclarationError, PlugError
 from softcard.model.function import Function
 from softcard.model.link import LinkFeatures, Upstream
 from softcard.model.loop import CardLoop
+
+log = logging.getLogger("softcard.card")
 
 MAX_FUNCTIONS = 8
 
@@ -87,3 +90,13 @@ class Card(Function):
         for function in self.functions:
             function.link.disconnect()
         self.current_loop = None
+
+    def report_from_loop(self, _loop: object, context: dict[str, object]) -> None:
+        """What the card's loop does with an error of background work; see asyncio's
+        `set_exception_handler`."""
+        error = context.get("exception")
+        doing = str(context.get("message", "background work"))
+        if isinstance(error, BaseException):
+            self.endpoint.report(doing, error)
+        else:
+            log.error("%s: %s", type(self).__name__, doing)

@@ -127,7 +127,7 @@ class CardServer:
     def _serve(self, stream: socket.socket) -> None:
         loop = CardLoop()
         connection = Connection(stream, self.card.link, loop.stop)
-        loop.set_exception_handler(self._report)
+        loop.set_exception_handler(self.card.report_from_loop)
         self.card.plugged(loop, [connection.device])
         self.card.link.reset(ResetKind.POWER_ON)
         with self._lock:
@@ -146,14 +146,6 @@ class CardServer:
             self.card.unplugged()
             loop.shut_down()
             self._changed(False)
-
-    def _report(self, _loop: object, context: dict[str, object]) -> None:
-        error = context.get("exception")
-        doing = str(context.get("message", "background work"))
-        if isinstance(error, BaseException):
-            self.card.endpoint.report(doing, error)
-        else:
-            log.error("%s: %s", type(self.card).__name__, doing)
 
     def _watch(self) -> None:
         """Give up on a read that the card does not answer, as a root complex does."""

@@ -175,7 +175,7 @@ class VfioUserServer:
         """Serve from the first client's coming, to function `number`, to the last one's going."""
         card = self.card
         loop = CardLoop()
-        loop.set_exception_handler(self._report)
+        loop.set_exception_handler(self.card.report_from_loop)
         self._ports = [Port(logs_writes=f.link.migratable) for f in card.functions]
         card.plugged(loop, self._ports)
         try:
@@ -275,14 +275,6 @@ class VfioUserServer:
         # Another function is still in use; this one starts anew with its next client.
         connection.function.reset(ResetKind.HOT)
         loop.add_reader(self._listeners[number].fileno(), self._accept, number)
-
-    def _report(self, _loop: object, context: dict[str, object]) -> None:
-        error = context.get("exception")
-        doing = str(context.get("message", "background work"))
-        if isinstance(error, BaseException):
-            self.card.endpoint.report(doing, error)
-        else:
-            log.error("%s: %s", type(self.card).__name__, doing)
 
     def _watch(self) -> None:
         """Give up on a read that the card does not answer, as a root complex does."""
