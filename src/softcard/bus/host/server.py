@@ -52,7 +52,7 @@ class CardServer:
             card.leave_slot()
             raise
         self._loop = CardLoop()
-        self._loop.set_exception_handler(self._report)
+        self._loop.set_exception_handler(self.card.report_from_loop)
         try:
             self._ring = self._plug()
         except OSError as error:
@@ -146,11 +146,3 @@ class CardServer:
     def _has_gone(self) -> None:
         self.gone.set()
         self._loop.stop()
-
-    def _report(self, _loop: object, context: dict[str, object]) -> None:
-        error = context.get("exception")
-        doing = str(context.get("message", "background work"))
-        if isinstance(error, BaseException):
-            self.card.endpoint.report(doing, error)
-        else:
-            log.error("%s: %s", type(self.card).__name__, doing)
