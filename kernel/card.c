@@ -31,6 +31,7 @@ static_assert(offsetof(struct softcard_ring, ops) == 4096);
 LIST_HEAD(softcard_list);
 static DEFINE_SPINLOCK(softcard_list_lock);
 static struct workqueue_struct *softcard_wq;
+static atomic_t softcard_count;
 
 bool softcard_may_sleep(void)
 {
@@ -82,6 +83,7 @@ static void softcard_free(struct work_struct *work)
 	mmdrop(card->mm);
 	vfree(card->ring);
 	kvfree(card);
+	atomic_dec(&softcard_count);
 	module_put(THIS_MODULE);
 }
 
@@ -144,9 +146,13 @@ struct softcard *softcard_create(const struct softcard_create *create)
 	    create->atomic_timeout_us > MAX_ATOMIC_TIMEOUT_US ||
 	    memchr_inv(create->reserved, 0, sizeof(create->reserved)))
 		return ERR_PTR(-EINVAL);
+	if (atomic_inc_return(&softcard_count) > SOFTCARD_CARDS) {
+		atomic_dec(&softcard_count);
+		return ERR_PTR(-ENOSPC);
+	}
 	card = kvzalloc(sizeof(*card), GFP_KERNEL_ACCOUNT);
 	if (!card)
-		return ERR_PTR(-ENOMEM);
+		goto uncount;
 	card->ring = vmalloc_user(PAGE_ALIGN(sizeof(*card->ring)));
 	if (!card->ring)
 		goto free_card;
@@ -159,7 +165,9 @@ struct softcard *softcard_create(const struct softcard_create *create)
 	mutex_init(&card->lock);
 	mutex_init(&card->eventfd_lock);
 	raw_spin_lock_init(&card->ring_lock);
+	raw_spin_lock_init(&card->port.lock);
 	init_waitqueue_head(&card->poll);
+	init_waitqueue_head(&card->left);
 	for (i = 0; i < SOFTCARD_SLOTS; i++)
 		init_waitqueue_head(&card->slots[i].wait);
 	card->read_timeout_ms = create->read_timeout_ms;
@@ -191,10 +199,12 @@ free_functions:
 	vfree(card->ring);
 free_card:
 	kvfree(card);
+uncount:
+	atomic_dec(&softcard_count);
 	return ERR_PTR(-ENOMEM);
 }
 
-int softcard_plug(struct softcard *card)
+int softcard_plug(struct softcard *card, struct softcard_plug *plug)
 {
 	unsigned int i;
 	int err;
@@ -205,7 +215,7 @@ int softcard_plug(struct softcard *card)
 	for (i = 0; i < card->function_count; i++)
 		if (!card->function[i]->present)
 			return -EINVAL;
-	err = softcard_pci_prepare(card);
+	err = softcard_pci_prepare(card, plug);
 	if (err)
 		return err;
 	err = softcard_irq_prepare(card);
@@ -262,8 +272,10 @@ void softcard_kill(struct softcard *card, const char *why)
 		pr_err("softcard %x: pulled: %s\n", card->domain, why);
 	softcard_pci_disconnected(card);
 	softcard_wake_all(card);
-	if (READ_ONCE(card->state) != SOFTCARD_NEW)
-		softcard_remove(card);
+	if (READ_ONCE(card->state) == SOFTCARD_NEW)
+		return;
+	softcard_port_link_down(card);
+	softcard_remove(card);
 }
 
 /* The ring. */

@@ -337,7 +337,7 @@ bool softcard_decode(const struct pt_regs *regs, const u8 *text, struct softcard
 }
 
 /* The operand that is not in memory. */
-u64 softcard_operand(const struct pt_regs *regs, const struct softcard_insn *insn)
+static u64 softcard_operand(const struct pt_regs *regs, const struct softcard_insn *insn)
 {
 	u64 value = insn->has_imm ? insn->imm : register_value(regs, insn->reg);
 
@@ -371,7 +371,7 @@ void softcard_load(struct pt_regs *regs, const struct softcard_insn *insn, u64 v
  *
  * Return: the result.
  */
-u64 softcard_compute(struct pt_regs *regs, const struct softcard_insn *insn, u64 first, u64 second)
+static u64 softcard_compute(struct pt_regs *regs, const struct softcard_insn *insn, u64 first, u64 second)
 {
 	u64 mask = softcard_all_ones(insn->size), sign = mask ^ (mask >> 1);
 	u64 carry = regs->flags & X86_EFLAGS_CF ? 1 : 0;
@@ -425,9 +425,56 @@ u64 softcard_compute(struct pt_regs *regs, const struct softcard_insn *insn, u64
 	return result;
 }
 
-void softcard_bit_test(struct pt_regs *regs, const struct softcard_insn *insn, u64 value)
+static void softcard_bit_test(struct pt_regs *regs, const struct softcard_insn *insn, u64 value)
 {
 	regs->flags &= ~X86_EFLAGS_CF;
 	if (value >> (insn->imm & (8 * insn->size - 1)) & 1)
 		regs->flags |= X86_EFLAGS_CF;
+}
+
+/* Whether it has one operand in memory, and is known. */
+bool softcard_has_one_operand(const struct softcard_insn *insn)
+{
+	return insn->kind <= SOFTCARD_INSN_BIT_TEST;
+}
+
+/* Whether the operand in memory has to be read. */
+bool softcard_reads(const struct softcard_insn *insn)
+{
+	return insn->kind != SOFTCARD_INSN_STORE;
+}
+
+/**
+ * softcard_apply - execute an instruction with one operand in memory
+ * @regs: registers; what the instruction changes of them is changed
+ * @insn: instruction
+ * @operand: what was read from memory; returned: what is to be written there
+ *
+ * Return: whether anything is to be written.
+ */
+bool softcard_apply(struct pt_regs *regs, const struct softcard_insn *insn, u64 *operand)
+{
+	u64 value;
+
+	switch (insn->kind) {
+	case SOFTCARD_INSN_LOAD:
+		softcard_load(regs, insn, *operand);
+		return false;
+	case SOFTCARD_INSN_STORE:
+		*operand = softcard_operand(regs, insn);
+		return true;
+	case SOFTCARD_INSN_ALU_REGISTER:
+		value = softcard_compute(regs, insn, softcard_operand(regs, insn), *operand);
+		if (insn->alu != SOFTCARD_CMP)
+			softcard_load(regs, insn, value);
+		return false;
+	case SOFTCARD_INSN_ALU_MEMORY:
+		*operand = softcard_compute(regs, insn, *operand, softcard_operand(regs, insn));
+		return insn->alu != SOFTCARD_CMP && insn->alu != SOFTCARD_TEST;
+	case SOFTCARD_INSN_BIT_TEST:
+		softcard_bit_test(regs, insn, *operand);
+		return false;
+	default:
+		return false;
+	}
 }

@@ -56,10 +56,9 @@ struct softcard_insn {
 };
 
 bool softcard_decode(const struct pt_regs *regs, const u8 *text, struct softcard_insn *insn);
-u64 softcard_operand(const struct pt_regs *regs, const struct softcard_insn *insn);
 void softcard_load(struct pt_regs *regs, const struct softcard_insn *insn, u64 value);
-u64 softcard_compute(struct pt_regs *regs, const struct softcard_insn *insn, u64 first,
-		     u64 second);
-void softcard_bit_test(struct pt_regs *regs, const struct softcard_insn *insn, u64 value);
+bool softcard_has_one_operand(const struct softcard_insn *insn);
+bool softcard_reads(const struct softcard_insn *insn);
+bool softcard_apply(struct pt_regs *regs, const struct softcard_insn *insn, u64 *operand);
 
 #endif /* _SOFTCARD_INSN_H */

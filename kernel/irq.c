@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Interrupts. The kernel keeps the MSI-X table, the pending bits, and what it has seen of the MSI
- * capability's mask bits; messages do not exist: a vector is a Linux interrupt.
+ * Interrupts as Linux has them. Messages do not exist: a vector is a Linux interrupt.
  *
  * A message is counted, and the handler called as often, in hard interrupt context on the processor
  * that the vector's affinity names: none is lost, and none is merged with another.
@@ -26,8 +25,8 @@
 #define FUNCTION_SHIFT		12
 #define IS_MSIX			BIT(11)
 #define INDEX_MASK		(IS_MSIX - 1)
-#define ENTRY_CONTROL		(PCI_MSIX_ENTRY_VECTOR_CTRL / 4)
-#define ENTRY_WORDS		(PCI_MSIX_ENTRY_SIZE / 4)
+/* In place of a function's number. */
+#define PORT			SOFTCARD_FUNCTIONS
 /* Where messages would go, for whoever reads the table. */
 #define MESSAGE_ADDRESS		0xfee00000
 
@@ -59,8 +58,8 @@ static void softcard_vector_init(struct softcard_vector *vector, struct softcard
 	vector->other = cpumask_any_but(cpu_online_mask, vector->cpu);
 }
 
-/* A message; the caller holds @irq_lock. */
-static void softcard_vector_signal(struct softcard_vector *vector)
+/* A message; the caller holds the lock of whoever sends it. */
+void softcard_vector_signal(struct softcard_vector *vector)
 {
 	unsigned int cpu = READ_ONCE(vector->cpu), other = READ_ONCE(vector->other);
 
@@ -125,17 +124,21 @@ static void softcard_irq_nothing(struct irq_data *data)
 
 static struct softcard_vector *softcard_vector_of(struct softcard *card, irq_hw_number_t hwirq)
 {
-	struct softcard_function *function = card->function[hwirq >> FUNCTION_SHIFT];
-	unsigned int index = hwirq & INDEX_MASK;
+	unsigned int number = hwirq >> FUNCTION_SHIFT, index = hwirq & INDEX_MASK;
+	struct softcard_function *function;
 
+	if (number == PORT)
+		return &card->port.vector;
+	function = card->function[number];
 	return hwirq & IS_MSIX ? &function->msix[index] : &function->msi[index];
 }
 
 static irq_hw_number_t softcard_hwirq(struct msi_desc *desc)
 {
 	struct pci_dev *pdev = msi_desc_to_pci_dev(desc);
+	unsigned int number = pci_is_root_bus(pdev->bus) ? PORT : PCI_FUNC(pdev->devfn);
 
-	return (irq_hw_number_t)PCI_FUNC(pdev->devfn) << FUNCTION_SHIFT |
+	return (irq_hw_number_t)number << FUNCTION_SHIFT |
 	       (desc->pci.msi_attrib.is_msix ? IS_MSIX : 0) | desc->msi_index;
 }
 
@@ -206,7 +209,7 @@ static struct irq_domain *softcard_create_msi_domain(struct softcard *card)
 	struct irq_domain_info info = {
 		.fwnode = card->msi_fwnode,
 		.ops = &softcard_msi_domain_ops,
-		.size = SOFTCARD_FUNCTIONS << FUNCTION_SHIFT,
+		.size = (PORT + 1) << FUNCTION_SHIFT,
 		.host_data = card,
 	};
 
@@ -273,148 +276,10 @@ static struct irq_domain *softcard_create_msi_domain(struct softcard *card)
 
 #endif
 
-static bool softcard_msix_held(struct softcard_function *function, unsigned int vector)
-{
-	return function->msix_masked ||
-	       function->table[vector * ENTRY_WORDS + ENTRY_CONTROL] & PCI_MSIX_ENTRY_CTRL_MASKBIT;
-}
-
-/* Sends what a change of masks sets free; the caller holds @irq_lock. */
-static void softcard_msix_update(struct softcard_function *function)
-{
-	unsigned int vector;
-
-	for_each_set_bit(vector, function->pending, function->info.msix_vectors) {
-		if (softcard_msix_held(function, vector))
-			continue;
-		__clear_bit(vector, function->pending);
-		softcard_vector_signal(&function->msix[vector]);
-	}
-}
-
-static void softcard_msi_update(struct softcard_function *function)
-{
-	unsigned long ready = function->msi_pending & ~function->msi_masks;
-	unsigned int vector;
-
-	for_each_set_bit(vector, &ready, SOFTCARD_MSI_VECTORS) {
-		function->msi_pending &= ~BIT(vector);
-		softcard_vector_signal(&function->msi[vector]);
-	}
-}
-
-/* The table and the pending bits as a driver sees them. */
-
-static bool softcard_inside(unsigned int bar, u64 offset, unsigned int its_bar, u64 start, u64 size)
-{
-	return bar == its_bar && offset >= start && offset < start + size;
-}
-
-bool softcard_irq_read(struct softcard_function *function, unsigned int bar, u64 offset,
-		       unsigned int size, u64 *value)
-{
-	const struct softcard_function_info *info = &function->info;
-	unsigned int vectors = info->msix_vectors;
-	unsigned long flags;
-	const u8 *from;
-	u64 at, length;
-
-	if (!vectors)
-		return false;
-	if (softcard_inside(bar, offset, info->msix_table_bar, info->msix_table_offset,
-			    (u64)vectors * PCI_MSIX_ENTRY_SIZE)) {
-		from = (const u8 *)function->table;
-		at = offset - info->msix_table_offset;
-		length = (u64)vectors * PCI_MSIX_ENTRY_SIZE;
-	} else if (softcard_inside(bar, offset, info->msix_pba_bar, info->msix_pba_offset,
-				   BITS_TO_LONGS(vectors) * sizeof(long))) {
-		from = (const u8 *)function->pending;
-		at = offset - info->msix_pba_offset;
-		length = BITS_TO_LONGS(vectors) * sizeof(long);
-	} else {
-		return false;
-	}
-	*value = 0;
-	raw_spin_lock_irqsave(&function->irq_lock, flags);
-	memcpy(value, from + at, min_t(u64, size, length - at));
-	raw_spin_unlock_irqrestore(&function->irq_lock, flags);
-	return true;
-}
-
-bool softcard_irq_write(struct softcard_function *function, unsigned int bar, u64 offset,
-			unsigned int size, u64 value)
-{
-	const struct softcard_function_info *info = &function->info;
-	u64 length = (u64)info->msix_vectors * PCI_MSIX_ENTRY_SIZE;
-	unsigned long flags;
-	u64 at;
-
-	if (!info->msix_vectors)
-		return false;
-	if (softcard_inside(bar, offset, info->msix_pba_bar, info->msix_pba_offset,
-			    BITS_TO_LONGS(info->msix_vectors) * sizeof(long)))
-		return true;
-	if (!softcard_inside(bar, offset, info->msix_table_bar, info->msix_table_offset, length))
-		return false;
-	at = offset - info->msix_table_offset;
-	raw_spin_lock_irqsave(&function->irq_lock, flags);
-	memcpy((u8 *)function->table + at, &value, min_t(u64, size, length - at));
-	softcard_msix_update(function);
-	raw_spin_unlock_irqrestore(&function->irq_lock, flags);
-	return true;
-}
-
-/* The configuration space: the enables and masks that the driver writes. */
-
-static bool softcard_covers(unsigned int offset, unsigned int size, unsigned int byte)
-{
-	return byte >= offset && byte < offset + size;
-}
-
-void softcard_irq_config_write(struct softcard_function *function, unsigned int offset,
-			       unsigned int size, u32 value)
-{
-	const struct softcard_function_info *info = &function->info;
-	unsigned int control = info->msix_capability + PCI_MSIX_FLAGS + 1;
-	unsigned long flags;
-	unsigned int i;
-
-	raw_spin_lock_irqsave(&function->irq_lock, flags);
-	if (info->msix_vectors && softcard_covers(offset, size, control)) {
-		u8 high = value >> (8 * (control - offset));
-
-		function->msix_masked = high & (PCI_MSIX_FLAGS_MASKALL >> 8);
-		softcard_msix_update(function);
-	}
-	if (info->msi_vectors && info->msi_mask) {
-		for (i = 0; i < size; i++) {
-			unsigned int byte = offset + i - info->msi_mask;
-
-			if (offset + i < info->msi_mask || byte >= 4)
-				continue;
-			function->msi_masks &= ~(0xffU << (8 * byte));
-			function->msi_masks |= (value >> (8 * i) & 0xff) << (8 * byte);
-		}
-		softcard_msi_update(function);
-	}
-	raw_spin_unlock_irqrestore(&function->irq_lock, flags);
-}
-
-u32 softcard_irq_config_read(struct softcard_function *function, unsigned int offset,
-			     unsigned int size, u32 value)
-{
-	unsigned int pending = function->info.msi_mask + 4;
-
-	if (function->info.msi_vectors && function->info.msi_mask && offset >= pending &&
-	    offset < pending + 4)
-		return READ_ONCE(function->msi_pending) >> (8 * (offset - pending)) &
-		       (u32)softcard_all_ones(size);
-	return value;
-}
-
 /* INTx: a level. */
 
-static void softcard_intx_update(struct softcard_function *function)
+/* The caller holds @irq_lock. */
+void softcard_intx_update(struct softcard_function *function)
 {
 	if (function->intx_asserted && !function->intx_masked && function->intx.virq)
 		softcard_vector_signal(&function->intx);
@@ -478,51 +343,6 @@ int softcard_intx_virq(struct softcard_function *function)
 	return irq_create_mapping(function->card->intx_domain, function->number);
 }
 
-/**
- * softcard_interrupt - the card interrupts
- * @function: which
- * @kind: SOFTCARD_INTERRUPT_*
- * @vector: of MSI-X or MSI
- */
-int softcard_interrupt(struct softcard_function *function, unsigned int kind, unsigned int vector)
-{
-	unsigned long flags;
-	int err = 0;
-
-	raw_spin_lock_irqsave(&function->irq_lock, flags);
-	switch (kind) {
-	case SOFTCARD_INTERRUPT_MSIX:
-		if (vector >= function->info.msix_vectors)
-			err = -EINVAL;
-		else if (softcard_msix_held(function, vector))
-			__set_bit(vector, function->pending);
-		else
-			softcard_vector_signal(&function->msix[vector]);
-		break;
-	case SOFTCARD_INTERRUPT_MSI:
-		if (vector >= function->info.msi_vectors)
-			err = -EINVAL;
-		else if (function->msi_masks & BIT(vector))
-			function->msi_pending |= BIT(vector);
-		else
-			softcard_vector_signal(&function->msi[vector]);
-		break;
-	case SOFTCARD_INTERRUPT_ASSERT:
-	case SOFTCARD_INTERRUPT_RELEASE:
-		if (vector) {
-			err = -EINVAL;
-			break;
-		}
-		function->intx_asserted = kind == SOFTCARD_INTERRUPT_ASSERT;
-		softcard_intx_update(function);
-		break;
-	default:
-		err = -EINVAL;
-	}
-	raw_spin_unlock_irqrestore(&function->irq_lock, flags);
-	return err;
-}
-
 int softcard_irq_set_function(struct softcard_function *function)
 {
 	unsigned int vectors = function->info.msix_vectors;
@@ -535,11 +355,8 @@ int softcard_irq_set_function(struct softcard_function *function)
 		function->msix = kvcalloc(vectors, sizeof(*function->msix), GFP_KERNEL_ACCOUNT);
 		if (!function->table || !function->pending || !function->msix)
 			goto free;
-		for (i = 0; i < vectors; i++) {
+		for (i = 0; i < vectors; i++)
 			softcard_vector_init(&function->msix[i], function);
-			function->table[i * ENTRY_WORDS + ENTRY_CONTROL] =
-				PCI_MSIX_ENTRY_CTRL_MASKBIT;
-		}
 	}
 	if (function->info.msi_vectors) {
 		function->msi = kcalloc(SOFTCARD_MSI_VECTORS, sizeof(*function->msi),
@@ -549,6 +366,7 @@ int softcard_irq_set_function(struct softcard_function *function)
 		for (i = 0; i < SOFTCARD_MSI_VECTORS; i++)
 			softcard_vector_init(&function->msi[i], function);
 	}
+	softcard_irq_reset(function);
 	return 0;
 
 free:
@@ -570,6 +388,7 @@ void softcard_irq_free_function(struct softcard_function *function)
 
 int softcard_irq_prepare(struct softcard *card)
 {
+	softcard_vector_init(&card->port.vector, NULL);
 	card->msi_fwnode = irq_domain_alloc_named_id_fwnode("softcard-MSI", card->domain);
 	card->intx_fwnode = irq_domain_alloc_named_id_fwnode("softcard-INTx", card->domain);
 	if (!card->msi_fwnode || !card->intx_fwnode)

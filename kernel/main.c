@@ -17,11 +17,16 @@ static int __init softcard_init(void)
 	err = softcard_trap_init();
 	if (err)
 		goto exit_pci;
-	err = softcard_user_init();
+	err = softcard_map_init();
 	if (err)
 		goto exit_trap;
+	err = softcard_user_init();
+	if (err)
+		goto exit_map;
 	return 0;
 
+exit_map:
+	softcard_map_exit();
 exit_trap:
 	softcard_trap_exit();
 exit_pci:
@@ -34,6 +39,7 @@ exit_card:
 static void __exit softcard_exit(void)
 {
 	softcard_user_exit();
+	softcard_map_exit();
 	softcard_trap_exit();
 	softcard_pci_exit();
 	softcard_card_exit();

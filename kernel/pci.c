@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The card on the bus: a host bridge of its own, in a PCI domain of its own, with a window that has
- * no memory behind it. Configuration accesses go to the card; what the kernel has to know of them
- * (interrupts) is looked at on the way.
+ * The card on the bus: a host bridge of its own, in a PCI domain of its own, with windows that have
+ * no memory behind them, and a root port. Configuration accesses go to the card; what the kernel has
+ * to know of them (interrupts, resets, whether BARs answer) is looked at on the way.
  */
 #include <linux/idr.h>
 #include <linux/ioport.h>
@@ -15,11 +15,14 @@
 
 /* Domains of firmware and of VMD are 16 bits. */
 #define FIRST_DOMAIN		0x10000
-#define MAX_CARDS		64
+#define CARD_BUS		1
 /* So low that BARs of 32 bits fit, and not 0, which PCI software takes for "not assigned". */
 #define LOW_WINDOW		0x80000000ULL
-#define HIGH_WINDOW		(1ULL << 41)
-#define MIN_WINDOW		(1ULL << 20)
+#define LOW_LIMIT		(1ULL << 30)
+#define HIGH_WINDOW		(1ULL << 42)
+/* Windows of a port are in units of this, and a hotplug port may be given two of them anyway. */
+#define PORT_UNIT		(1ULL << 20)
+#define LETTING_GO		(10 * HZ)
 
 /**
  * struct softcard_bridge - what the PCI core keeps of a card
@@ -30,7 +33,7 @@ struct softcard_bridge {
 	struct softcard *card;
 	struct pci_bus *bus;
 	struct resource bus_numbers;
-	struct resource bus_window;
+	struct resource bus_window[SOFTCARD_WINDOWS];
 };
 
 static DEFINE_IDA(softcard_domains);
@@ -44,7 +47,7 @@ static struct softcard_function *softcard_function_at(struct pci_bus *bus, unsig
 {
 	struct softcard *card = softcard_of_bus(bus);
 
-	if (bus->parent || PCI_SLOT(devfn) || PCI_FUNC(devfn) >= card->function_count)
+	if (pci_is_root_bus(bus) || PCI_SLOT(devfn) || PCI_FUNC(devfn) >= card->function_count)
 		return NULL;
 	return card->function[PCI_FUNC(devfn)];
 }
@@ -52,6 +55,43 @@ static struct softcard_function *softcard_function_at(struct pci_bus *bus, unsig
 struct softcard_function *softcard_function_of_pci(struct pci_dev *pdev)
 {
 	return softcard_function_at(pdev->bus, pdev->devfn);
+}
+
+/* What the kernel keeps of a function is as after a reset. */
+static void softcard_reset(struct softcard_function *function)
+{
+	WRITE_ONCE(function->memory_enabled, false);
+	WRITE_ONCE(function->awake, true);
+	softcard_irq_reset(function);
+}
+
+static void softcard_hot_reset(struct softcard *card)
+{
+	struct softcard_op op = { .code = SOFTCARD_OP_HOT_RESET };
+	unsigned int i;
+
+	for (i = 0; i < card->function_count; i++)
+		softcard_reset(card->function[i]);
+	softcard_post(card, &op);
+}
+
+/* What a driver's write changes in what the kernel answers by itself. */
+static void softcard_watch_config(struct softcard_function *function, unsigned int where,
+				  unsigned int size, u32 value)
+{
+	const struct softcard_function_info *info = &function->info;
+	unsigned int power = info->power_capability + PCI_PM_CTRL;
+	unsigned int control = info->express_capability + PCI_EXP_DEVCTL + 1;
+
+	if (softcard_covers(where, size, PCI_COMMAND))
+		WRITE_ONCE(function->memory_enabled,
+			   value >> (8 * (PCI_COMMAND - where)) & PCI_COMMAND_MEMORY);
+	if (info->power_capability && softcard_covers(where, size, power))
+		WRITE_ONCE(function->awake,
+			   !(value >> (8 * (power - where)) & PCI_PM_CTRL_STATE_MASK));
+	if (info->express_capability && softcard_covers(where, size, control) &&
+	    value >> (8 * (control - where)) & PCI_EXP_DEVCTL_BCR_FLR >> 8)
+		softcard_reset(function);
 }
 
 /*
@@ -70,6 +110,10 @@ static int softcard_config_read(struct pci_bus *bus, unsigned int devfn, int whe
 	bool answered;
 	u32 found;
 
+	if (pci_is_root_bus(bus) && !devfn) {
+		*value = softcard_port_read(softcard_of_bus(bus), where, size);
+		return PCIBIOS_SUCCESSFUL;
+	}
 	PCI_SET_ERROR_RESPONSE(value);
 	if (!function || READ_ONCE(function->card->dead))
 		return PCIBIOS_DEVICE_NOT_FOUND;
@@ -94,9 +138,15 @@ static int softcard_config_write(struct pci_bus *bus, unsigned int devfn, int wh
 		.value = value,
 	};
 
+	if (pci_is_root_bus(bus) && !devfn) {
+		if (softcard_port_write(softcard_of_bus(bus), where, size, value))
+			softcard_hot_reset(softcard_of_bus(bus));
+		return PCIBIOS_SUCCESSFUL;
+	}
 	if (!function)
 		return PCIBIOS_DEVICE_NOT_FOUND;
 	op.function = function->number;
+	softcard_watch_config(function, where, size, value);
 	softcard_irq_config_write(function, where, size, value);
 	softcard_post(function->card, &op);
 	return PCIBIOS_SUCCESSFUL;
@@ -128,6 +178,10 @@ static int softcard_device_changed(struct notifier_block *block, unsigned long a
 	if (!function)
 		return NOTIFY_DONE;
 	switch (action) {
+	case BUS_NOTIFY_BIND_DRIVER:
+		if (!strcmp(pdev->dev.driver->name, "vfio-pci"))
+			pci_warn(pdev, "softcard: vfio-pci needs an IOMMU, which this bus does not have yet: map the BARs through resourceN\n");
+		break;
 	case BUS_NOTIFY_ADD_DEVICE:
 		softcard_dma_attach(function, pdev);
 		/* Keeps ACPI from looking for a wire; pci_assign_irq() asks the card itself. */
@@ -143,6 +197,7 @@ static int softcard_device_changed(struct notifier_block *block, unsigned long a
 		function->pdev = NULL;
 		raw_spin_unlock_irqrestore(&function->irq_lock, flags);
 		softcard_dma_detach(function);
+		wake_up_all(&function->card->left);
 		break;
 	}
 	return NOTIFY_OK;
@@ -171,19 +226,20 @@ void softcard_pci_disconnected(struct softcard *card)
 static void softcard_release_bridge(struct pci_host_bridge *host)
 {
 	struct softcard_bridge *bridge = host->release_data;
+	unsigned int i;
 
-	remove_resource(&bridge->bus_window);
+	for (i = 0; i < SOFTCARD_WINDOWS; i++)
+		remove_resource(&bridge->bus_window[i]);
 	softcard_put(bridge->card);
 	kfree(bridge);
 }
 
-/* All BARs of the card, each aligned to its size. */
-static u64 softcard_window_size(struct softcard *card, u64 *largest)
+/* All BARs of the card, each aligned to its size, and what a port takes. */
+static u64 softcard_window_size(struct softcard *card)
 {
-	u64 size = 0;
+	u64 size = 2 * PORT_UNIT, largest = PORT_UNIT;
 	unsigned int i, j;
 
-	*largest = MIN_WINDOW;
 	for (i = 0; i < card->function_count; i++) {
 		for (j = 0; j < SOFTCARD_BARS; j++) {
 			u64 bar = max_t(u64, card->function[i]->bar_size[j], PAGE_SIZE);
@@ -191,59 +247,127 @@ static u64 softcard_window_size(struct softcard *card, u64 *largest)
 			if (!card->function[i]->bar_size[j])
 				continue;
 			size += bar;
-			*largest = max(*largest, bar);
+			largest = max(largest, bar);
 		}
 	}
-	return roundup_pow_of_two(max(size, *largest));
+	return roundup_pow_of_two(size + 2 * largest);
+}
+
+/* A window for BARs of 32 bits, and one for those that are prefetchable and may be anywhere. */
+static int softcard_reserve_window(struct softcard *card, struct softcard_bridge *bridge,
+				   unsigned int number)
+{
+	u64 size = softcard_window_size(card);
+	unsigned long flags = IORESOURCE_MEM;
+	struct resource *window;
+	resource_size_t start;
+	int err;
+
+	if (number)
+		flags |= IORESOURCE_PREFETCH | IORESOURCE_MEM_64;
+	else
+		size = min_t(u64, size, LOW_LIMIT);
+	/* Twice, so that an aligned one is in it wherever it is. */
+	window = request_free_mem_region(&iomem_resource, 2 * size, "softcard");
+	if (IS_ERR(window))
+		return PTR_ERR(window);
+	/* Not the device memory that the function is for; ioremap() warns of that. */
+	window->desc = IORES_DESC_NONE;
+	/* With BARs inside, the window is a bridge's, not busy itself. */
+	window->flags = flags;
+	card->window[number] = window;
+	start = ALIGN(window->start, size);
+	bridge->bus_window[number] = (struct resource) {
+		.name = "softcard window",
+		.start = start,
+		.end = start + size - 1,
+		.flags = flags,
+	};
+	err = insert_resource(window, &bridge->bus_window[number]);
+	if (err)
+		bridge->bus_window[number].end = 0;
+	return err;
+}
+
+static void softcard_release_windows(struct softcard *card, struct softcard_bridge *bridge)
+{
+	unsigned int i;
+
+	for (i = 0; i < SOFTCARD_WINDOWS; i++) {
+		if (bridge && bridge->bus_window[i].end)
+			remove_resource(&bridge->bus_window[i]);
+		if (!card->window[i])
+			continue;
+		/* Only what is busy can be released. */
+		card->window[i]->flags |= IORESOURCE_BUSY;
+		release_mem_region(card->window[i]->start, resource_size(card->window[i]));
+		card->window[i] = NULL;
+	}
 }
 
 /**
  * softcard_pci_prepare - everything that can fail without the card's program
  * @card: the card
+ * @plug: what its program says of the link; its domain is returned
  */
-int softcard_pci_prepare(struct softcard *card)
+int softcard_pci_prepare(struct softcard *card, struct softcard_plug *plug)
 {
 	struct softcard_bridge *bridge;
-	u64 size, largest;
+	unsigned int i;
 	int err;
 
 	bridge = kzalloc(sizeof(*bridge), GFP_KERNEL);
 	if (!bridge)
 		return -ENOMEM;
 	card->domain = ida_alloc_range(&softcard_domains, FIRST_DOMAIN,
-				       FIRST_DOMAIN + MAX_CARDS - 1, GFP_KERNEL);
+				       FIRST_DOMAIN + SOFTCARD_CARDS - 1, GFP_KERNEL);
 	if (card->domain < 0) {
-		err = -ENOSPC;
-		goto free_bridge;
+		kfree(bridge);
+		return -ENOSPC;
 	}
-	size = softcard_window_size(card, &largest);
-	/* Twice, so that an aligned one is in it wherever it is. */
-	card->window = request_free_mem_region(&iomem_resource, 2 * size, "softcard");
-	if (IS_ERR(card->window)) {
-		err = PTR_ERR(card->window);
-		card->window = NULL;
-		goto free_domain;
+	card->bridge = bridge;
+	for (i = 0; i < SOFTCARD_WINDOWS; i++) {
+		err = softcard_reserve_window(card, bridge, i);
+		if (err) {
+			softcard_pci_release(card);
+			return err;
+		}
 	}
-	/* Not the device memory that the function is for; ioremap() warns of that. */
-	card->window->desc = IORES_DESC_NONE;
 	bridge->card = card;
 	bridge->sysdata.domain = card->domain;
 	bridge->sysdata.node = NUMA_NO_NODE;
 	bridge->bus_numbers = (struct resource) {
 		.name = "softcard bus",
 		.start = 0,
-		.end = 0,
+		.end = CARD_BUS,
 		.flags = IORESOURCE_BUS,
 	};
-	card->bridge = bridge;
+	for (i = 0; i < card->function_count; i++)
+		softcard_reset(card->function[i]);
+	softcard_port_init(card, card->domain - FIRST_DOMAIN + 1, plug->link_speed ?: 1,
+			   plug->link_width ?: 1);
+	plug->domain = card->domain;
 	return 0;
+}
 
-free_domain:
-	ida_free(&softcard_domains, card->domain);
-	card->domain = -1;
-free_bridge:
-	kfree(bridge);
-	return err;
+static struct pci_host_bridge *softcard_host_bridge(struct softcard *card,
+						    struct softcard_bridge *bridge)
+{
+	struct pci_host_bridge *host = pci_alloc_host_bridge(0);
+	struct resource *window = bridge->bus_window;
+
+	if (!host)
+		return NULL;
+	pci_add_resource_offset(&host->windows, &window[0], window[0].start - LOW_WINDOW);
+	pci_add_resource_offset(&host->windows, &window[1], window[1].start - HIGH_WINDOW);
+	pci_add_resource(&host->windows, &bridge->bus_numbers);
+	host->sysdata = &bridge->sysdata;
+	host->ops = &softcard_pci_ops;
+	host->map_irq = softcard_map_irq;
+	softcard_get(card);
+	pci_set_host_bridge_release(host, softcard_release_bridge, bridge);
+	dev_set_msi_domain(&host->dev, card->msi_domain);
+	return host;
 }
 
 /**
@@ -256,44 +380,15 @@ void softcard_pci_add(struct softcard *card)
 {
 	struct softcard_bridge *bridge = card->bridge;
 	struct pci_host_bridge *host;
-	resource_size_t start, low;
-	u64 size, largest;
 	int err;
 
-	card->bridge = NULL;
-	host = pci_alloc_host_bridge(0);
+	host = softcard_host_bridge(card, bridge);
 	if (!host) {
-		kfree(bridge);
 		softcard_kill(card, "no memory for its host bridge");
 		return;
 	}
-	size = softcard_window_size(card, &largest);
-	start = ALIGN(card->window->start, size);
-	low = size > LOW_WINDOW ? HIGH_WINDOW : LOW_WINDOW;
-	card->window->flags = IORESOURCE_MEM | (size > LOW_WINDOW ? IORESOURCE_MEM_64 : 0);
-	bridge->bus_window = (struct resource) {
-		.name = "softcard window",
-		.start = start,
-		.end = start + size - 1,
-		.flags = card->window->flags,
-	};
-	/* With BARs inside, the window is a bridge's, not busy itself. */
-	err = insert_resource(card->window, &bridge->bus_window);
-	if (err) {
-		pci_free_host_bridge(host);
-		kfree(bridge);
-		softcard_kill(card, "its window cannot be entered");
-		return;
-	}
-	pci_add_resource_offset(&host->windows, &bridge->bus_window, start - low);
-	pci_add_resource(&host->windows, &bridge->bus_numbers);
-	host->sysdata = &bridge->sysdata;
-	host->ops = &softcard_pci_ops;
-	host->map_irq = softcard_map_irq;
-	softcard_get(card);
-	pci_set_host_bridge_release(host, softcard_release_bridge, bridge);
-	dev_set_msi_domain(&host->dev, card->msi_domain);
-
+	/* From here on, it goes with the host bridge. */
+	card->bridge = NULL;
 	pci_lock_rescan_remove();
 	err = pci_scan_root_bus_bridge(host);
 	if (err) {
@@ -304,16 +399,37 @@ void softcard_pci_add(struct softcard *card)
 	}
 	bridge->bus = host->bus;
 	card->bridge = bridge;
-	pci_bus_size_bridges(host->bus);
-	pci_bus_assign_resources(host->bus);
+	pci_assign_unassigned_bus_resources(host->bus);
 	pci_bus_add_devices(host->bus);
 	pci_unlock_rescan_remove();
 }
 
-/* Takes the card off the bus; drivers have let go when it returns. */
+static bool softcard_has_left(struct softcard *card)
+{
+	unsigned int i;
+
+	for (i = 0; i < card->function_count; i++)
+		if (READ_ONCE(card->function[i]->pdev))
+			return false;
+	return true;
+}
+
+/* Drivers let go while the card still answers. */
+static void softcard_remove_functions(struct pci_bus *bus)
+{
+	struct pci_dev *pdev, *next;
+
+	pci_lock_rescan_remove();
+	list_for_each_entry_safe_reverse(pdev, next, &bus->devices, bus_list)
+		pci_stop_and_remove_bus_device(pdev);
+	pci_unlock_rescan_remove();
+}
+
+/* Takes the card and its port off the bus; drivers have let go when it returns. */
 void softcard_pci_remove(struct softcard *card)
 {
 	struct pci_host_bridge *host;
+	struct pci_dev *port;
 	struct pci_bus *bus;
 
 	if (!card->bridge)
@@ -321,6 +437,19 @@ void softcard_pci_remove(struct softcard *card)
 	bus = card->bridge->bus;
 	host = to_pci_host_bridge(bus->bridge);
 	card->bridge = NULL;
+	port = pci_get_slot(bus, 0);
+	if (port) {
+		if (!READ_ONCE(card->dead) && port->subordinate)
+			softcard_remove_functions(port->subordinate);
+		else if (softcard_port_has_listener(card))
+			wait_event_timeout(card->left, softcard_has_left(card), LETTING_GO);
+		/*
+		 * pciehp waits for its own thread when it is removed, and that may want
+		 * pci_lock_rescan_remove(): so it has to go before that is held here.
+		 */
+		device_release_driver(&port->dev);
+		pci_dev_put(port);
+	}
 	pci_lock_rescan_remove();
 	pci_stop_root_bus(bus);
 	pci_remove_root_bus(bus);
@@ -332,147 +461,13 @@ void softcard_pci_remove(struct softcard *card)
 /* Nobody knows the card any more. */
 void softcard_pci_release(struct softcard *card)
 {
-	if (card->window) {
-		/* Only what is busy can be released. */
-		card->window->flags |= IORESOURCE_BUSY;
-		release_mem_region(card->window->start, resource_size(card->window));
-	}
+	softcard_release_windows(card, card->bridge);
 	if (card->domain >= 0)
 		ida_free(&softcard_domains, card->domain);
 	/* Linux never had it. */
 	kfree(card->bridge);
-	card->window = NULL;
 	card->domain = -1;
 	card->bridge = NULL;
-}
-
-/* Accesses to BARs. */
-
-bool softcard_owns(phys_addr_t phys)
-{
-	struct softcard *card;
-	bool found = false;
-
-	rcu_read_lock();
-	list_for_each_entry_rcu(card, &softcard_list, node) {
-		if (phys >= card->window->start && phys <= card->window->end) {
-			found = true;
-			break;
-		}
-	}
-	rcu_read_unlock();
-	return found;
-}
-
-struct softcard_function *softcard_find_bar(phys_addr_t phys, unsigned int *bar, u64 *offset)
-{
-	struct softcard_function *function, *found = NULL;
-	struct softcard *card;
-	unsigned long flags;
-	unsigned int i, j;
-
-	list_for_each_entry_rcu(card, &softcard_list, node) {
-		if (phys < card->window->start || phys > card->window->end)
-			continue;
-		for (i = 0; i < card->function_count && !found; i++) {
-			function = card->function[i];
-			raw_spin_lock_irqsave(&function->irq_lock, flags);
-			for (j = 0; function->pdev && j < SOFTCARD_BARS; j++) {
-				struct resource *res = &function->pdev->resource[j];
-
-				if (!(res->flags & IORESOURCE_MEM) || phys < res->start ||
-				    phys > res->end)
-					continue;
-				*bar = j;
-				*offset = phys - res->start;
-				found = function;
-				break;
-			}
-			raw_spin_unlock_irqrestore(&function->irq_lock, flags);
-		}
-		break;
-	}
-	return found;
-}
-
-static void *softcard_memory_at(struct softcard_function *function, unsigned int bar, u64 offset,
-				unsigned int size, bool write)
-{
-	struct softcard_memory *memory;
-
-	list_for_each_entry(memory, &function->memories, node) {
-		u64 at = offset - memory->offset;
-
-		if (memory->bar != bar || offset < memory->offset || at + size > memory->size)
-			continue;
-		/* An access over the end of a page is rare, and can go the long way. */
-		if ((write && memory->shadow) || offset_in_page(at) + size > PAGE_SIZE)
-			return NULL;
-		return page_address(memory->page[at >> PAGE_SHIFT]) + offset_in_page(at);
-	}
-	return NULL;
-}
-
-/**
- * softcard_bar_read - a driver's read
- * @function: whose BAR
- * @bar: which
- * @offset: in it
- * @size: 1, 2, 4 or 8
- */
-u64 softcard_bar_read(struct softcard_function *function, unsigned int bar, u64 offset,
-		      unsigned int size)
-{
-	struct softcard_op op = {
-		.code = SOFTCARD_OP_READ,
-		.function = function->number,
-		.bar = bar,
-		.size = size,
-		.offset = offset,
-	};
-	u64 value = 0;
-	bool answered;
-	void *memory;
-
-	if (READ_ONCE(function->card->dead))
-		return softcard_all_ones(size);
-	if (softcard_irq_read(function, bar, offset, size, &value))
-		return value;
-	memory = softcard_memory_at(function, bar, offset, size, false);
-	if (!memory)
-		return softcard_ask(function->card, &op, &answered);
-	switch (size) {
-	case 1:
-		return READ_ONCE(*(u8 *)memory);
-	case 2:
-		return READ_ONCE(*(u16 *)memory);
-	case 4:
-		return READ_ONCE(*(u32 *)memory);
-	}
-	return READ_ONCE(*(u64 *)memory);
-}
-
-void softcard_bar_write(struct softcard_function *function, unsigned int bar, u64 offset,
-			unsigned int size, u64 value)
-{
-	struct softcard_op op = {
-		.code = SOFTCARD_OP_WRITE,
-		.function = function->number,
-		.bar = bar,
-		.size = size,
-		.offset = offset,
-		.value = value & softcard_all_ones(size),
-	};
-	void *memory;
-
-	if (READ_ONCE(function->card->dead) ||
-	    softcard_irq_write(function, bar, offset, size, value))
-		return;
-	memory = softcard_memory_at(function, bar, offset, size, true);
-	if (memory)
-		memcpy(memory, &value, size);
-	else
-		softcard_post(function->card, &op);
 }
 
 int softcard_pci_init(void)

@@ -4,10 +4,14 @@
  *
  * card.c	a card's life, and its ring
  * pci.c	host bridge, configuration space, windows
- * irq.c	MSI-X, MSI and INTx
+ * port.c	the root port in front of a card
+ * bar.c	accesses to BARs
+ * irq.c	Linux interrupts: MSI-X, MSI and INTx
+ * mask.c	masks and pending bits
  * dma.c	DMA confined to what drivers have mapped
  * trap.c	accesses to BARs by the kernel: addresses that fault, and what is done then
  * insn.c	the instructions that make them
+ * map.c	BARs that programs have mapped
  * user.c	/dev/softcard
  *
  * Only trap.c, insn.c and thunk.S know the processor; only user.c knows user space's structs,
@@ -37,6 +41,8 @@
 #define SOFTCARD_LEAF_PAGES	512
 #define SOFTCARD_MAX_RANGES	64
 #define SOFTCARD_MAX_BAR	(1ULL << 40)
+#define SOFTCARD_WINDOWS	2
+#define SOFTCARD_PORT_CONFIG	512
 
 struct softcard;
 struct softcard_function;
@@ -94,8 +100,10 @@ struct softcard_dma_space {
 /**
  * struct softcard_function - a function of a card
  * @pdev: what Linux made of it, NULL before and after; under @irq_lock
- * @irq_lock: protects @table, @pending, @msi_pending, @masks and INTx
+ * @irq_lock: protects @table, @pending, @msi_pending, @msi_masks and INTx
  * @table: the MSI-X table
+ * @memory_enabled: the driver has set Memory Space Enable
+ * @awake: the function is in D0
  */
 struct softcard_function {
 	struct softcard *card;
@@ -104,6 +112,8 @@ struct softcard_function {
 	u64 bar_size[SOFTCARD_BARS];
 	struct list_head memories;
 	unsigned int memory_count;
+	bool memory_enabled;
+	bool awake;
 	u8 config[SOFTCARD_CONFIG_SIZE];
 
 	raw_spinlock_t irq_lock;
@@ -121,6 +131,21 @@ struct softcard_function {
 	struct softcard_vector intx;
 
 	struct softcard_dma_space *dma;
+};
+
+/**
+ * struct softcard_port - the root port in front of a card
+ * @lock: protects everything here
+ * @config: its configuration space
+ * @slot_event: the port interrupts for what has happened to its slot
+ * @error_event: the port interrupts for an error message
+ */
+struct softcard_port {
+	raw_spinlock_t lock;
+	u32 config[SOFTCARD_PORT_CONFIG / sizeof(u32)];
+	bool slot_event;
+	bool error_event;
+	struct softcard_vector vector;
 };
 
 enum softcard_state { SOFTCARD_NEW, SOFTCARD_PLUGGED, SOFTCARD_UNPLUGGING, SOFTCARD_GONE };
@@ -141,6 +166,7 @@ struct softcard_slot {
  * @dead: nothing is asked any more; set once, read everywhere
  * @ring_lock: orders what goes into the ring
  * @head: as in the ring, where the program can write it
+ * @left: wakes who waits until Linux has removed the last function
  */
 struct softcard {
 	struct kref ref;
@@ -166,7 +192,9 @@ struct softcard {
 
 	int domain;
 	struct softcard_bridge *bridge;
-	struct resource *window;
+	struct softcard_port port;
+	wait_queue_head_t left;
+	struct resource *window[SOFTCARD_WINDOWS];
 	struct irq_domain *msi_domain;
 	struct msi_domain_info msi_info;	/* of kernels before 6.16 */
 	struct irq_domain *intx_domain;
@@ -190,7 +218,7 @@ void softcard_get(struct softcard *card);
 bool softcard_tryget(struct softcard *card);
 void softcard_put(struct softcard *card);
 void softcard_kill(struct softcard *card, const char *why);
-int softcard_plug(struct softcard *card);
+int softcard_plug(struct softcard *card, struct softcard_plug *plug);
 int softcard_unplug(struct softcard *card);
 int softcard_post(struct softcard *card, const struct softcard_op *op);
 u64 softcard_ask(struct softcard *card, struct softcard_op *op, bool *answered);
@@ -198,19 +226,45 @@ bool softcard_may_sleep(void);
 int softcard_card_init(void);
 void softcard_card_exit(void);
 
+/* Whether a configuration access has to do with this byte. */
+static inline bool softcard_covers(unsigned int offset, unsigned int size, unsigned int byte)
+{
+	return byte >= offset && byte < offset + size;
+}
+
 static inline u64 softcard_all_ones(unsigned int size)
 {
 	return size >= 8 ? ~0ULL : (1ULL << (8 * size)) - 1;
 }
 
+/* port.c */
+void softcard_port_init(struct softcard *card, unsigned int number, unsigned int speed,
+			unsigned int width);
+u32 softcard_port_read(struct softcard *card, unsigned int where, unsigned int size);
+bool softcard_port_write(struct softcard *card, unsigned int where, unsigned int size, u32 value);
+bool softcard_port_has_listener(struct softcard *card);
+void softcard_port_link_down(struct softcard *card);
+void softcard_port_error(struct softcard_function *function, unsigned int severity);
+
 /* pci.c */
-int softcard_pci_prepare(struct softcard *card);
+int softcard_pci_prepare(struct softcard *card, struct softcard_plug *plug);
 void softcard_pci_add(struct softcard *card);
 void softcard_pci_remove(struct softcard *card);
 void softcard_pci_release(struct softcard *card);
 void softcard_pci_disconnected(struct softcard *card);
 int softcard_pci_init(void);
 void softcard_pci_exit(void);
+/* The function behind a device on a card's bus; NULL for the port. */
+struct softcard_function *softcard_function_of_pci(struct pci_dev *pdev);
+
+/* bar.c */
+
+/* Whether the kernel answers by itself; the card's program knows when it does. */
+static inline bool softcard_answers(const struct softcard_function *function)
+{
+	return READ_ONCE(function->memory_enabled) && READ_ONCE(function->awake);
+}
+
 u64 softcard_bar_read(struct softcard_function *function, unsigned int bar, u64 offset,
 		      unsigned int size);
 void softcard_bar_write(struct softcard_function *function, unsigned int bar, u64 offset,
@@ -218,16 +272,21 @@ void softcard_bar_write(struct softcard_function *function, unsigned int bar, u6
 /* Which BAR an address is in; the caller holds RCU. */
 struct softcard_function *softcard_find_bar(phys_addr_t phys, unsigned int *bar, u64 *offset);
 bool softcard_owns(phys_addr_t phys);
-
-/* The function behind a device on a card's bus. */
-struct softcard_function *softcard_function_of_pci(struct pci_dev *pdev);
+/* The page behind a part of a BAR that is plain memory; NULL where it is not. */
+struct page *softcard_bar_page(struct softcard_function *function, unsigned int bar, u64 offset);
 
 /* irq.c */
 int softcard_irq_prepare(struct softcard *card);
 void softcard_irq_release(struct softcard *card);
 int softcard_irq_set_function(struct softcard_function *function);
+void softcard_vector_signal(struct softcard_vector *vector);
+void softcard_intx_update(struct softcard_function *function);
 void softcard_irq_free_function(struct softcard_function *function);
+int softcard_intx_virq(struct softcard_function *function);
+
+/* mask.c */
 int softcard_interrupt(struct softcard_function *function, unsigned int kind, unsigned int vector);
+void softcard_irq_reset(struct softcard_function *function);
 bool softcard_irq_read(struct softcard_function *function, unsigned int bar, u64 offset,
 		       unsigned int size, u64 *value);
 bool softcard_irq_write(struct softcard_function *function, unsigned int bar, u64 offset,
@@ -236,7 +295,6 @@ void softcard_irq_config_write(struct softcard_function *function, unsigned int 
 			       unsigned int size, u32 value);
 u32 softcard_irq_config_read(struct softcard_function *function, unsigned int offset,
 			     unsigned int size, u32 value);
-int softcard_intx_virq(struct softcard_function *function);
 
 /* dma.c */
 int softcard_dma_set_function(struct softcard_function *function);
@@ -249,6 +307,10 @@ int softcard_dma_transfer(struct softcard_function *function, u64 address, void 
 /* trap.c */
 int softcard_trap_init(void);
 void softcard_trap_exit(void);
+
+/* map.c */
+int softcard_map_init(void);
+void softcard_map_exit(void);
 
 /* user.c */
 int softcard_user_init(void);

@@ -251,35 +251,18 @@ static void softcard_movdir64b(const struct softcard_insn *insn)
 static void softcard_plain(struct pt_regs *regs, const struct softcard_insn *insn)
 {
 	struct softcard_place place;
-	u64 value;
+	u64 value = 0;
 
-	softcard_enter(&place, insn->address);
-	switch (insn->kind) {
-	case SOFTCARD_INSN_LOAD:
-		softcard_load(regs, insn, softcard_read(&place, insn->size));
-		break;
-	case SOFTCARD_INSN_STORE:
-		softcard_write(&place, insn->size, softcard_operand(regs, insn));
-		break;
-	case SOFTCARD_INSN_ALU_REGISTER:
-		value = softcard_compute(regs, insn, softcard_operand(regs, insn),
-					 softcard_read(&place, insn->size));
-		if (insn->alu != SOFTCARD_CMP)
-			softcard_load(regs, insn, value);
-		break;
-	case SOFTCARD_INSN_ALU_MEMORY:
-		value = softcard_compute(regs, insn, softcard_read(&place, insn->size),
-					 softcard_operand(regs, insn));
-		if (insn->alu != SOFTCARD_CMP && insn->alu != SOFTCARD_TEST)
-			softcard_write(&place, insn->size, value);
-		break;
-	case SOFTCARD_INSN_BIT_TEST:
-		softcard_bit_test(regs, insn, softcard_read(&place, insn->size));
-		break;
-	default:
+	if (!softcard_has_one_operand(insn)) {
 		WARN_ONCE(1, "softcard: %pS accesses a BAR by an instruction that is not known",
 			  (void *)regs->ip);
+		return;
 	}
+	softcard_enter(&place, insn->address);
+	if (softcard_reads(insn))
+		value = softcard_read(&place, insn->size);
+	if (softcard_apply(regs, insn, &value))
+		softcard_write(&place, insn->size, value);
 	softcard_leave(&place);
 }
 

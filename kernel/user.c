@@ -17,6 +17,7 @@
 #include "softcard.h"
 
 #define SEGMENTS_AT_ONCE	256
+#define MAX_LINK_WIDTH		32
 
 static struct softcard_function *softcard_function_of(struct softcard *card, u32 number)
 {
@@ -34,8 +35,11 @@ static bool softcard_info_is_valid(const struct softcard_function_info *info)
 {
 	unsigned int i;
 
-	if (info->flags || info->reserved0 || info->reserved1 ||
-	    memchr_inv(info->reserved, 0, sizeof(info->reserved)))
+	if (info->flags || info->reserved0 ||
+	    memchr_inv(info->reserved1, 0, sizeof(info->reserved1)) ||
+	    memchr_inv(info->reserved, 0, sizeof(info->reserved)) ||
+	    info->express_capability > SOFTCARD_CONFIG_SIZE - PCI_CAP_EXP_ENDPOINT_SIZEOF_V2 ||
+	    info->power_capability > SOFTCARD_CONFIG_SIZE - PCI_PM_SIZEOF)
 		return false;
 	for (i = 0; i < SOFTCARD_BARS; i++) {
 		u64 size = info->bar_size[i];
@@ -163,12 +167,13 @@ static int softcard_plug_user(struct softcard *card, void __user *arg)
 
 	if (copy_from_user(&plug, arg, sizeof(plug)))
 		return -EFAULT;
-	if (plug.flags || plug.domain || memchr_inv(plug.reserved, 0, sizeof(plug.reserved)))
+	if (plug.flags || plug.domain || plug.reserved0 ||
+	    plug.link_speed > PCI_EXP_LNKCAP_SLS_64_0GB || plug.link_width > MAX_LINK_WIDTH ||
+	    memchr_inv(plug.reserved, 0, sizeof(plug.reserved)))
 		return -EINVAL;
-	err = softcard_plug(card);
+	err = softcard_plug(card, &plug);
 	if (err)
 		return err;
-	plug.domain = card->domain;
 	return copy_to_user(arg, &plug, sizeof(plug)) ? -EFAULT : 0;
 }
 
@@ -204,6 +209,22 @@ static int softcard_interrupt_user(struct softcard *card, void __user *arg)
 	if (READ_ONCE(card->state) == SOFTCARD_NEW || READ_ONCE(card->dead))
 		return -ENXIO;
 	return softcard_interrupt(function, interrupt.kind, interrupt.vector);
+}
+
+static int softcard_send_error(struct softcard *card, void __user *arg)
+{
+	struct softcard_function *function;
+	struct softcard_error error;
+
+	if (copy_from_user(&error, arg, sizeof(error)))
+		return -EFAULT;
+	function = softcard_function_of(card, error.function);
+	if (!function || error.severity > SOFTCARD_ERROR_FATAL || error.reserved)
+		return -EINVAL;
+	if (READ_ONCE(card->state) == SOFTCARD_NEW || READ_ONCE(card->dead))
+		return -ENXIO;
+	softcard_port_error(function, error.severity);
+	return 0;
 }
 
 static int softcard_dma_segments(struct softcard_function *function, struct softcard_dma *dma,
@@ -450,6 +471,8 @@ static long softcard_card_ioctl(struct file *file, unsigned int command, unsigne
 		return softcard_interrupt_user(card, (void __user *)arg);
 	case SOFTCARD_DMA:
 		return softcard_dma_user(card, (void __user *)arg);
+	case SOFTCARD_SEND_ERROR:
+		return softcard_send_error(card, (void __user *)arg);
 	}
 	return softcard_locked_ioctl(card, command, (void __user *)arg);
 }

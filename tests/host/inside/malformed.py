@@ -35,9 +35,9 @@ refused(device, uapi.CREATE_CARD, uapi.CREATE.pack(1, 0, 0, 0)[:-1] + b"\1", err
 refused(device, 0xE5FF, b"", errno.ENOTTY)
 
 card = create(device)
-good = uapi.FUNCTION_INFO.pack(0, 0, 4096, 0, 0, 0, 0, 0, 2, 0x40, 0, 0, 0x800, 0xC00, 1, 0x60, 0)
-refused(card, uapi.PLUG_CARD, uapi.PLUG.pack(0, 0), errno.EINVAL)
-for at in (0, 4, 8, 59, 60, 64, 68, 72, 78, 80, 143):
+good = uapi.FUNCTION_INFO.pack(0, 0, 4096, 0, 0, 0, 0, 0, 2, 0x40, 0, 0, 0x800, 0xC00, 1, 0x60, 0, 0, 0)
+refused(card, uapi.PLUG_CARD, uapi.PLUG.pack(0, 0, 0, 0), errno.EINVAL)
+for at in (0, 4, 8, 59, 60, 64, 68, 72, 79, 81, 82, 143):
     wrong = bytearray(good)
     wrong[at] ^= 0xFF
     refused(card, uapi.SET_FUNCTION, wrong, errno.EINVAL)
@@ -55,7 +55,8 @@ for place in (
 ):
     refused(card, uapi.ADD_RANGE, uapi.RANGE.pack(*place), errno.EINVAL)
 refused(card, uapi.ADD_RANGE, uapi.RANGE.pack(0, 0, 0, 0, 0, 4096, 0), errno.EFAULT)
-refused(card, uapi.PLUG_CARD, uapi.PLUG.pack(1, 0), errno.EINVAL)
+for fields in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 7, 0), (0, 0, 0, 33)):
+    refused(card, uapi.PLUG_CARD, uapi.PLUG.pack(*fields), errno.EINVAL)
 
 # Noise: nothing of it may do harm. Nobody serves what it happens to plug in.
 random.seed(1)

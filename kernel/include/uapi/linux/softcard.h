@@ -18,6 +18,7 @@
 /* What SOFTCARD_GET_API returns; changes only when the interface becomes incompatible. */
 #define SOFTCARD_API		1
 
+#define SOFTCARD_CARDS		64
 #define SOFTCARD_FUNCTIONS	8
 #define SOFTCARD_BARS		6
 #define SOFTCARD_VECTORS	2048
@@ -35,6 +36,7 @@
  * @SOFTCARD_OP_DMA_REMOVED: it may no longer; what is mapped leads nowhere from now on
  * @SOFTCARD_OP_ADDED: the card is enumerated and drivers have been offered it
  * @SOFTCARD_OP_GONE: the card is off the bus, and nothing else will come
+ * @SOFTCARD_OP_HOT_RESET: the port resets the bus behind it, and with that all functions
  */
 enum softcard_op_code {
 	SOFTCARD_OP_WRITE		= 1,
@@ -45,6 +47,7 @@ enum softcard_op_code {
 	SOFTCARD_OP_DMA_REMOVED		= 6,
 	SOFTCARD_OP_ADDED		= 7,
 	SOFTCARD_OP_GONE		= 8,
+	SOFTCARD_OP_HOT_RESET		= 9,
 };
 
 /**
@@ -137,6 +140,11 @@ struct softcard_create {
  * @msi_capability: offset of the capability
  * @msi_mask: offset of its mask bits in the configuration space, with the pending bits behind
  *	them; 0 where it has none
+ * @express_capability: offset of the PCI Express capability, or 0. A function level reset resets
+ *	what the kernel keeps.
+ * @power_capability: offset of the power management capability, or 0. What the kernel answers by
+ *	itself (tables, ranges) it answers in D0 only, and only with Memory Space Enable set.
+ * @reserved1: zero
  * @reserved: zero
  */
 struct softcard_function_info {
@@ -153,8 +161,10 @@ struct softcard_function_info {
 	__u16	msi_vectors;
 	__u16	msi_capability;
 	__u16	msi_mask;
-	__u16	reserved1;
-	__u64	reserved[8];
+	__u16	express_capability;
+	__u16	power_capability;
+	__u16	reserved1[3];
+	__u64	reserved[7];
 };
 
 #define SOFTCARD_RANGE_MEMORY	0	/* reads and writes are memory accesses */
@@ -186,13 +196,20 @@ struct softcard_range {
 /**
  * struct softcard_plug - SOFTCARD_PLUG; returns before the card is enumerated
  * @flags: zero
- * @domain: returned: PCI domain; the functions are at bus 0, device 0
+ * @domain: returned: PCI domain. At bus 0, device 0 is a root port; the functions are behind it, at
+ *	bus 1, device 0.
+ * @link_speed: of the link, as in the Link Status register (1 is 2.5 GT/s); 0 for 1
+ * @link_width: lanes of the link, at most 32; 0 for 1
+ * @reserved0: zero
  * @reserved: zero
  */
 struct softcard_plug {
 	__u32	flags;
 	__u32	domain;
-	__u64	reserved[3];
+	__u16	link_speed;
+	__u16	link_width;
+	__u32	reserved0;
+	__u64	reserved[2];
 };
 
 #define SOFTCARD_INTERRUPT_MSIX		0
@@ -228,6 +245,22 @@ struct softcard_eventfd {
 	__u32	vector;
 	__s32	fd;
 	__u64	reserved[2];
+};
+
+#define SOFTCARD_ERROR_CORRECTABLE	0
+#define SOFTCARD_ERROR_NONFATAL		1
+#define SOFTCARD_ERROR_FATAL		2
+
+/**
+ * struct softcard_error - SOFTCARD_SEND_ERROR: a function sends an error message to its port
+ * @function: 0 to 7
+ * @severity: SOFTCARD_ERROR_*. What kind of error it is, the function's own registers say.
+ * @reserved: zero
+ */
+struct softcard_error {
+	__u32	function;
+	__u32	severity;
+	__u64	reserved;
 };
 
 #define SOFTCARD_DMA_WRITE	1	/* to the driver's memory; otherwise from it */
@@ -286,5 +319,6 @@ struct softcard_dma {
 #define SOFTCARD_INTERRUPT	_IOW(SOFTCARD_IOC, 0x17, struct softcard_interrupt)
 #define SOFTCARD_SET_EVENTFD	_IOW(SOFTCARD_IOC, 0x18, struct softcard_eventfd)
 #define SOFTCARD_DMA		_IOWR(SOFTCARD_IOC, 0x19, struct softcard_dma)
+#define SOFTCARD_SEND_ERROR	_IOW(SOFTCARD_IOC, 0x1a, struct softcard_error)
 
 #endif /* _UAPI_LINUX_SOFTCARD_H */

@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 from typing import Self
 
+from softcard.bus.host import uapi
 from softcard.bus.host.server import COMPLETION_TIMEOUT, CardServer
 from softcard.errors import GuestError, PlugError
 from softcard.model.card import Card
+from softcard.pcie.capabilities.aer import ErrorMessage
 
 SLOTS = 64
 TIMEOUT = 30.0
@@ -81,8 +83,8 @@ class HostSlot:
 
     @property
     def address(self) -> str:
-        """The PCI address of function 0, such as `10000:00:00.0`."""
-        return f"{self._server.domain:04x}:00:00.0"
+        """The PCI address of function 0, such as `10000:01:00.0`."""
+        return f"{self._server.domain:04x}:{uapi.CARD_BUS:02x}:00.0"
 
     @property
     def sysfs(self) -> str:
@@ -114,6 +116,23 @@ class HostSlot:
         self._wait_until_gone(timeout)
         self._server.stop()
         self.bus.release(self)
+
+    def send_error(self, message: ErrorMessage, function: int = 0) -> None:
+        """Have a function send an error message to the root port in front of it.
+
+        Linux's own recovery follows, as far as its advanced error reporting is there. What kind of
+        error it is it reads from the function's registers: set a bit of
+        `AdvancedErrorReporting.uncorrectable_status` or `correctable_status` first.
+
+        Args:
+            message: which message (PCI Express Base 6.0, section 2.2.8.3).
+            function: the function's number.
+
+        Raises:
+            PlugError: the slot is empty.
+        """
+        self._check_occupied()
+        self._server.send_error(function, message)
 
     def _wait_until_gone(self, timeout: float) -> None:
         end = time.monotonic() + timeout

@@ -12,7 +12,8 @@ STATUS, CAPABILITIES, BAR_BASE = 0x06, 0x34, 0x10
 STATUS_CAPABILITIES = 1 << 4
 IO_SPACE, TYPE_64 = 1 << 0, 0x4
 MEMORY_MASK = ~0xF
-MSI, MSIX = 0x05, 0x11
+POWER_MANAGEMENT, MSI, EXPRESS, MSIX = 0x01, 0x05, 0x10, 0x11
+LINK_STATUS = 0x12
 MSI_64, MSI_MASKING = 1 << 7, 1 << 8
 MAX_CAPABILITIES = 48
 
@@ -29,6 +30,9 @@ class Description:
         msi: offset of the MSI capability; 0 where there is none.
         msi_vectors: how many it offers.
         msi_mask: offset of its mask bits; 0 where there are none.
+        express: offset of the PCI Express capability; 0 where there is none.
+        power: offset of the power management capability; 0 where there is none.
+        link: speed and width of the link, as in the Link Status register; 0 where it is silent.
     """
 
     bars: tuple[int, ...]
@@ -39,13 +43,16 @@ class Description:
     msi: int
     msi_vectors: int
     msi_mask: int
+    express: int
+    power: int
+    link: tuple[int, int]
 
     def pack(self, function: int) -> bytes:
         """As struct softcard_function_info."""
         return uapi.FUNCTION_INFO.pack(
             function, 0, *self.bars,
             self.msix_vectors, self.msix, self.table[0], self.pba[0], self.table[1], self.pba[1],
-            self.msi_vectors, self.msi, self.msi_mask,
+            self.msi_vectors, self.msi, self.msi_mask, self.express, self.power,
         )  # fmt: skip
 
 
@@ -56,7 +63,7 @@ def describe(function: Downstream, number: int) -> Description:
         PlugError: it has a BAR in I/O space, which the kernel module cannot serve.
     """
     found = _capabilities(function)
-    msix, msi = found.get(MSIX, 0), found.get(MSI, 0)
+    msix, msi, express = (found.get(kind, 0) for kind in (MSIX, MSI, EXPRESS))
     vectors, table, pba = 0, (0, 0), (0, 0)
     if msix:
         vectors = (function.config_read(msix + 2, 2) & 0x7FF) + 1
@@ -68,7 +75,11 @@ def describe(function: Downstream, number: int) -> Description:
         if control & MSI_MASKING:
             mask = msi + (0x10 if control & MSI_64 else 0x0C)
     bars = _bar_sizes(function, number)
-    return Description(bars, msix, vectors, table, pba, msi, offered, mask)
+    link = function.config_read(express + LINK_STATUS, 2) if express else 0
+    return Description(
+        bars, msix, vectors, table, pba, msi, offered, mask,
+        express, found.get(POWER_MANAGEMENT, 0), (link & 0xF, link >> 4 & 0x3F),
+    )  # fmt: skip
 
 
 def _place(word: int) -> tuple[int, int]:

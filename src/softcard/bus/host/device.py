@@ -80,9 +80,9 @@ class Device:
             pass  # whoever still looks at it keeps it
         os.close(self.fd)
 
-    def call(self, command: int) -> None:
-        """An ioctl without an argument; raises `OSError`."""
-        fcntl.ioctl(self.fd, command)
+    def call(self, command: int, argument: bytes | int = 0) -> None:
+        """An ioctl; raises `OSError`."""
+        fcntl.ioctl(self.fd, command, argument)
 
     def set_function(self, info: bytes) -> None:
         """Describe a function; `info` is a struct softcard_function_info."""
@@ -95,9 +95,9 @@ class Device:
             place = (area.bar, uapi.RANGE_MEMORY, 0, area.offset, area.size, _address(memory))
             fcntl.ioctl(self.fd, uapi.ADD_RANGE, uapi.RANGE.pack(function, *place))
 
-    def plug(self) -> int:
-        """Plug the card in; returns its PCI domain."""
-        answer = fcntl.ioctl(self.fd, uapi.PLUG_CARD, uapi.PLUG.pack(0, 0))
+    def plug(self, link: tuple[int, int]) -> int:
+        """Plug the card in, with a link of this speed and width; returns its PCI domain."""
+        answer = fcntl.ioctl(self.fd, uapi.PLUG_CARD, uapi.PLUG.pack(0, 0, *link))
         domain: int = uapi.PLUG.unpack(answer)[1]
         return domain
 

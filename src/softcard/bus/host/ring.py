@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from softcard.bus.host import uapi
 from softcard.bus.host.device import Device
 from softcard.bus.host.port import Port
+from softcard.model.link import ResetKind
 
 AT_ONCE = 64
 ENTRIES_MASK = uapi.RING_ENTRIES - 1
@@ -98,6 +99,9 @@ class Ring:
         elif code == uapi.CONFIG_WRITE:
             port.function.config_write(offset, size, value)
             port.config_written(offset, size)
+        elif code == uapi.HOT_RESET:
+            for each in self._ports:
+                each.function.reset(ResetKind.HOT)
         elif code == uapi.ADDED:
             self._added()
         elif code == uapi.GONE:

@@ -14,6 +14,7 @@ from softcard.errors import PlugError
 from softcard.model.card import Card
 from softcard.model.link import ResetKind, SharedRange
 from softcard.model.loop import CardLoop
+from softcard.pcie.capabilities.aer import ErrorMessage
 
 log = logging.getLogger("softcard.bus.host")
 
@@ -83,7 +84,7 @@ class CardServer:
         for function in functions:
             function.link.reset(ResetKind.POWER_ON)
         ring = Ring(device, ports, self.added.set, self._has_gone)
-        self.domain = device.plug()
+        self.domain = device.plug(found[0].link)
         return ring
 
     def _share(self, function: int, area: SharedRange) -> None:
@@ -103,11 +104,16 @@ class CardServer:
         """Surprise removal; `gone` tells when the drivers have noticed."""
         self._call(uapi.PULL)
 
-    def _call(self, command: int) -> None:
+    def send_error(self, function: int, message: ErrorMessage) -> None:
+        """Send an error message to the port; nothing happens when the card has gone."""
+        # SOFTCARD_ERROR_* are numbered alike.
+        self._call(uapi.SEND_ERROR, uapi.ERROR.pack(function, message))
+
+    def _call(self, command: int, argument: bytes | int = 0) -> None:
         with self._lock:
             if not self._closed:
                 try:
-                    self._device.call(command)
+                    self._device.call(command, argument)
                 except OSError as error:
                     log.debug("the card is going already: %s", error.strerror)
 

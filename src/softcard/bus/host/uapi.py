@@ -7,6 +7,7 @@ import struct
 DEVICE = "/dev/softcard"
 API = 1
 
+CARD_BUS = 1
 BARS = 6
 RING_ENTRIES = 4096
 SLOTS = 256
@@ -20,7 +21,7 @@ RING_SIZE = ANSWERS + SLOTS * ANSWER_SIZE
 
 # enum softcard_op_code
 WRITE, READ, CONFIG_WRITE, CONFIG_READ = 1, 2, 3, 4
-DMA_ADDED, DMA_REMOVED, ADDED, GONE = 5, 6, 7, 8
+DMA_ADDED, DMA_REMOVED, ADDED, GONE, HOT_RESET = 5, 6, 7, 8, 9
 
 # SOFTCARD_INTERRUPT_*
 MSIX, MSI, ASSERT, RELEASE = 0, 1, 2, 3
@@ -29,13 +30,14 @@ RANGE_MEMORY, RANGE_SHADOW = 0, 1
 DMA_WRITE = 1
 
 CREATE = struct.Struct("<4I48x")
-FUNCTION_INFO = struct.Struct("<2I6Q2H2B2xII3H2x64x")
+FUNCTION_INFO = struct.Struct("<2I6Q2H2B2xII5H62x")
 RANGE = struct.Struct("<4I3Q32x")
-PLUG = struct.Struct("<2I24x")
+PLUG = struct.Struct("<2I2H20x")
 INTERRUPT = struct.Struct("<4I")
 EVENTFD = struct.Struct("<3Ii16x")
 SEGMENT = struct.Struct("<2Q2I")
 DMA = struct.Struct("<4IQ16x")
+ERROR = struct.Struct("<2I8x")
 
 _NONE, _WRITE, _READ_WRITE = 0, 1, 3
 
@@ -57,3 +59,4 @@ WAKE = _command(_NONE, 0x16)
 SEND_INTERRUPT = _command(_WRITE, 0x17, INTERRUPT.size)
 SET_EVENTFD = _command(_WRITE, 0x18, EVENTFD.size)
 TRANSFER = _command(_READ_WRITE, 0x19, DMA.size)
+SEND_ERROR = _command(_WRITE, 0x1A, ERROR.size)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import enum
+
 from softcard.pcie.capability import ExtendedCapability
 from softcard.pcie.register import RO, W1C, Field, Register, RegisterArray
+
+
+class ErrorMessage(enum.IntEnum):
+    """The messages by which a function tells its root port of an error (section 2.2.8.3)."""
+
+    CORRECTABLE = 0
+    NON_FATAL = 1
+    FATAL = 2
 
 
 class UncorrectableErrors(Register):

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * BARs that programs have mapped: through resourceN of sysfs, uio, or whatever else has the kernel
+ * put a BAR into an address space.
+ *
+ * Such a mapping has no pages. An access faults, and is made here, in the place of the instruction
+ * that wanted it; so it may wait for the card's answer. Where the card has plain memory, that is put
+ * there instead, and nothing faults any more.
+ */
+#include <linux/fs.h>
+#include <linux/kprobes.h>
+#include <linux/magic.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/ptrace.h>
+#include <linux/sched/task_stack.h>
+#include <linux/uaccess.h>
+#include <linux/version.h>
+
+#include "softcard.h"
+#include "insn.h"
+
+/**
+ * struct softcard_target - what a fault is about
+ * @function: whose BAR
+ * @bar: which
+ * @offset: of the page, in it
+ */
+struct softcard_target {
+	struct softcard_function *function;
+	unsigned int bar;
+	u64 offset;
+};
+
+/* Keeps the card, which the caller has to put. */
+static bool softcard_find_target(struct vm_fault *vmf, struct softcard_target *target)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	phys_addr_t phys = ((phys_addr_t)vma->vm_pgoff << PAGE_SHIFT) +
+			   (vmf->address & PAGE_MASK) - vma->vm_start;
+	bool found;
+
+	rcu_read_lock();
+	target->function = softcard_find_bar(phys, &target->bar, &target->offset);
+	found = target->function && softcard_tryget(target->function->card);
+	rcu_read_unlock();
+	return found;
+}
+
+static bool softcard_user_text(unsigned long ip, u8 *text)
+{
+	unsigned int i;
+
+	memset(text, 0, SOFTCARD_INSN_MAX);
+	if (!copy_from_user_nofault(text, (void __user *)ip, SOFTCARD_INSN_MAX))
+		return true;
+	for (i = 0; i < SOFTCARD_INSN_MAX; i++)
+		if (copy_from_user_nofault(text + i, (void __user *)(ip + i), 1))
+			break;
+	return i;
+}
+
+static void softcard_user_access(struct pt_regs *regs, const struct softcard_insn *insn,
+				 const struct softcard_target *target, u64 offset)
+{
+	u64 value = 0;
+
+	if (softcard_reads(insn))
+		value = softcard_bar_read(target->function, target->bar, offset, insn->size);
+	if (softcard_apply(regs, insn, &value))
+		softcard_bar_write(target->function, target->bar, offset, insn->size, value);
+	regs->ip += insn->length;
+}
+
+/* Makes the access that the program's next instruction is about. */
+static vm_fault_t softcard_emulate(struct vm_fault *vmf, const struct softcard_target *target)
+{
+	struct pt_regs *regs = task_pt_regs(current);
+	unsigned long page = vmf->address & PAGE_MASK;
+	u8 text[SOFTCARD_INSN_MAX];
+	struct softcard_insn insn;
+
+	/* Not a system call that was given this memory. */
+	if (!(vmf->flags & FAULT_FLAG_USER) || !user_64bit_mode(regs))
+		return VM_FAULT_SIGBUS;
+	if (!softcard_user_text(regs->ip, text) || !softcard_decode(regs, text, &insn) ||
+	    !softcard_has_one_operand(&insn)) {
+		pr_warn_ratelimited("softcard: %s[%d] accesses a BAR at %#lx by an instruction that can only access memory (%*ph)\n",
+				    current->comm, task_pid_nr(current), vmf->address, 8, text);
+		return VM_FAULT_SIGBUS;
+	}
+	/* It faults in the page where it begins, or in the next one. */
+	if (insn.address - page >= PAGE_SIZE || insn.size > page + PAGE_SIZE - insn.address)
+		return VM_FAULT_SIGBUS;
+	softcard_user_access(regs, &insn, target, target->offset + insn.address - page);
+	return VM_FAULT_NOPAGE;
+}
+
+static vm_fault_t softcard_fault(struct vm_fault *vmf)
+{
+	unsigned long address = vmf->address & PAGE_MASK;
+	struct softcard_target target;
+	struct page *page;
+	vm_fault_t result;
+
+	if (!softcard_find_target(vmf, &target))
+		return VM_FAULT_SIGBUS;
+	page = softcard_bar_page(target.function, target.bar, target.offset);
+	/* Not every page may be mapped: a program's private memory may not. */
+	if (page && !vm_insert_page(vmf->vma, address, page))
+		result = VM_FAULT_NOPAGE;
+	else
+		result = softcard_emulate(vmf, &target);
+	softcard_put(target.function->card);
+	return result;
+}
+
+static void softcard_opened(struct vm_area_struct *vma)
+{
+	__module_get(THIS_MODULE);
+}
+
+static void softcard_closed(struct vm_area_struct *vma)
+{
+	module_put(THIS_MODULE);
+}
+
+static const struct vm_operations_struct softcard_vm_ops = {
+	.open = softcard_opened,
+	.close = softcard_closed,
+	.fault = softcard_fault,
+};
+
+/* sysfs wraps these, takes none that has .close, and makes no call when the device has gone. */
+static const struct vm_operations_struct softcard_sysfs_vm_ops = {
+	.fault = softcard_fault,
+};
+
+/* In place of remap_pfn_range(), where that is about a BAR. */
+static int softcard_remap(struct vm_area_struct *vma, unsigned long address, unsigned long pfn,
+			  unsigned long size, pgprot_t prot)
+{
+	vm_flags_t flags = VM_IO | VM_MIXEDMAP | VM_DONTEXPAND | VM_DONTDUMP;
+
+	/* What is written to a private mapping would stay in it. */
+	if ((vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) == VM_MAYWRITE)
+		return -EINVAL;
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_set(vma, flags);
+#else
+	vma->vm_flags |= flags;
+#endif
+	vma->vm_pgoff = pfn - ((address - vma->vm_start) >> PAGE_SHIFT);
+	if (file_inode(vma->vm_file)->i_sb->s_magic == SYSFS_MAGIC) {
+		vma->vm_ops = &softcard_sysfs_vm_ops;
+	} else {
+		vma->vm_ops = &softcard_vm_ops;
+		__module_get(THIS_MODULE);
+	}
+	return 0;
+}
+
+static int softcard_remap_entered(struct kprobe *probe, struct pt_regs *regs)
+{
+	if (!softcard_owns(PFN_PHYS(regs->dx)))
+		return 0;
+	regs->ip = (unsigned long)softcard_remap;
+	return 1;
+}
+
+static struct kprobe softcard_remap_probe = {
+	.symbol_name = "remap_pfn_range",
+	.pre_handler = softcard_remap_entered,
+};
+
+int softcard_map_init(void)
+{
+	int err = register_kprobe(&softcard_remap_probe);
+
+	if (err)
+		pr_err("softcard: remap_pfn_range() cannot be probed\n");
+	return err;
+}
+
+void softcard_map_exit(void)
+{
+	unregister_kprobe(&softcard_remap_probe);
+}
