@@ -80,7 +80,7 @@ def power(card: Disk, slot: HostSlot) -> None:
 
 
 def sleep(card: Disk, slot: HostSlot) -> None:
-    """Asleep, nothing answers; what the kernel answers by itself no more than what the card does."""
+    """Asleep, nothing answers: neither the card nor what the kernel answers by itself."""
     bar = Path(slot.sysfs, "resource0")
     sh(f"echo {slot.address} > /sys/bus/pci/drivers/nvme/unbind")
     enable = f"setpci -s {slot.address} COMMAND=2"
