@@ -20,31 +20,43 @@
 #include "softcard.h"
 #include "insn.h"
 
-/**
- * struct softcard_target - what a fault is about
- * @function: whose BAR
- * @bar: which
- * @offset: of the page, in it
- */
-struct softcard_target {
-	struct softcard_function *function;
-	unsigned int bar;
-	u64 offset;
-};
-
-/* Keeps the card, which the caller has to put. */
-static bool softcard_find_target(struct vm_fault *vmf, struct softcard_target *target)
+/* What a mapping has at an address. */
+static phys_addr_t softcard_mapped(const struct vm_area_struct *vma, unsigned long address)
 {
-	struct vm_area_struct *vma = vmf->vma;
-	phys_addr_t phys = ((phys_addr_t)vma->vm_pgoff << PAGE_SHIFT) +
-			   (vmf->address & PAGE_MASK) - vma->vm_start;
-	bool found;
+	return ((phys_addr_t)vma->vm_pgoff << PAGE_SHIFT) + address - vma->vm_start;
+}
+
+/* Keeps the card, which the caller has to put; NULL where no card is there any more. */
+static struct softcard_function *softcard_get_bar(phys_addr_t phys, unsigned int *bar, u64 *offset)
+{
+	struct softcard_function *function;
 
 	rcu_read_lock();
-	target->function = softcard_find_bar(phys, &target->bar, &target->offset);
-	found = target->function && softcard_tryget(target->function->card);
+	function = softcard_find_bar(phys, bar, offset);
+	if (function && !softcard_tryget(function->card))
+		function = NULL;
 	rcu_read_unlock();
-	return found;
+	return function;
+}
+
+/* Whether the page is plain memory of the card, which is there now. */
+static bool softcard_insert_memory(struct vm_fault *vmf)
+{
+	unsigned long address = vmf->address & PAGE_MASK;
+	struct softcard_function *function;
+	struct page *page;
+	unsigned int bar;
+	bool there;
+	u64 offset;
+
+	function = softcard_get_bar(softcard_mapped(vmf->vma, address), &bar, &offset);
+	if (!function)
+		return false;
+	page = softcard_bar_page(function, bar, offset);
+	/* Not every page may be mapped: a program's private memory may not. */
+	there = page && !vm_insert_page(vmf->vma, address, page);
+	softcard_put(function->card);
+	return there;
 }
 
 static bool softcard_user_text(unsigned long ip, u8 *text)
@@ -60,25 +72,16 @@ static bool softcard_user_text(unsigned long ip, u8 *text)
 	return i;
 }
 
-static void softcard_user_access(struct pt_regs *regs, const struct softcard_insn *insn,
-				 const struct softcard_target *target, u64 offset)
-{
-	u64 value = 0;
-
-	if (softcard_reads(insn))
-		value = softcard_bar_read(target->function, target->bar, offset, insn->size);
-	if (softcard_apply(regs, insn, &value))
-		softcard_bar_write(target->function, target->bar, offset, insn->size, value);
-	regs->ip += insn->length;
-}
-
 /* Makes the access that the program's next instruction is about. */
-static vm_fault_t softcard_emulate(struct vm_fault *vmf, const struct softcard_target *target)
+static vm_fault_t softcard_emulate(struct vm_fault *vmf)
 {
 	struct pt_regs *regs = task_pt_regs(current);
 	unsigned long page = vmf->address & PAGE_MASK;
+	struct softcard_function *function;
 	u8 text[SOFTCARD_INSN_MAX];
 	struct softcard_insn insn;
+	u64 offset, value = 0;
+	unsigned int bar;
 
 	/* Not a system call that was given this memory. */
 	if (!(vmf->flags & FAULT_FLAG_USER) || !user_64bit_mode(regs))
@@ -89,30 +92,23 @@ static vm_fault_t softcard_emulate(struct vm_fault *vmf, const struct softcard_t
 				    current->comm, task_pid_nr(current), vmf->address, 8, text);
 		return VM_FAULT_SIGBUS;
 	}
-	/* It faults in the page where it begins, or in the next one. */
 	if (insn.address - page >= PAGE_SIZE || insn.size > page + PAGE_SIZE - insn.address)
 		return VM_FAULT_SIGBUS;
-	softcard_user_access(regs, &insn, target, target->offset + insn.address - page);
+	function = softcard_get_bar(softcard_mapped(vmf->vma, insn.address), &bar, &offset);
+	if (!function)
+		return VM_FAULT_SIGBUS;
+	if (softcard_reads(&insn))
+		value = softcard_bar_read(function, bar, offset, insn.size);
+	if (softcard_apply(regs, &insn, &value))
+		softcard_bar_write(function, bar, offset, insn.size, value);
+	regs->ip += insn.length;
+	softcard_put(function->card);
 	return VM_FAULT_NOPAGE;
 }
 
 static vm_fault_t softcard_fault(struct vm_fault *vmf)
 {
-	unsigned long address = vmf->address & PAGE_MASK;
-	struct softcard_target target;
-	struct page *page;
-	vm_fault_t result;
-
-	if (!softcard_find_target(vmf, &target))
-		return VM_FAULT_SIGBUS;
-	page = softcard_bar_page(target.function, target.bar, target.offset);
-	/* Not every page may be mapped: a program's private memory may not. */
-	if (page && !vm_insert_page(vmf->vma, address, page))
-		result = VM_FAULT_NOPAGE;
-	else
-		result = softcard_emulate(vmf, &target);
-	softcard_put(target.function->card);
-	return result;
+	return softcard_insert_memory(vmf) ? VM_FAULT_NOPAGE : softcard_emulate(vmf);
 }
 
 static void softcard_opened(struct vm_area_struct *vma)

@@ -8,7 +8,7 @@ from softcard.errors import (
     SoftcardError,
     UsageError,
 )
-from softcard.model.bar import Bar, Memory
+from softcard.model.bar import Bar, Memory, Shadow
 from softcard.model.card import Card
 from softcard.model.function import Function
 from softcard.model.link import PowerState, ResetKind
@@ -66,6 +66,7 @@ __all__ = [
     "Register",
     "RegisterArray",
     "ResetKind",
+    "Shadow",
     "SoftcardError",
     "UsageError",
     "VendorSpecific",

@@ -6,12 +6,15 @@ import copy
 import fcntl
 import mmap
 import os
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 from softcard.errors import DeclarationError
 from softcard.pcie.config import BarLayout
+from softcard.pcie.register import mark_hook
 from softcard.pcie.register_file import RegisterBlock, RegisterFile
+
+ShadowHook = Callable[[Any, int, int, int], None]
 
 
 class Memory:
@@ -54,6 +57,37 @@ class Memory:
         self.view[offset : offset + size] = value.to_bytes(size, "little")
 
 
+class Shadow(Memory):
+    """Memory that the card keeps up to date and the driver reads, without a call where the bus can.
+
+    What the driver writes there is not stored: the card's method that `on_write` decorates gets it.
+    For registers that are read far more often than the card changes them, and for those that are
+    read where nobody can wait, as in an interrupt handler.
+
+        class bar0(Bar, size=0x2000):
+            status = Shadow(0x1000, 0x1000)
+
+        @bar0.status.on_write
+        def command(self, offset: int, size: int, value: int) -> None: ...
+
+    Args:
+        offset, size: see `Memory`.
+    """
+
+    def __init__(self, offset: int, size: int) -> None:
+        super().__init__(offset, size)
+        self.hook: Callable[[int, int, int], object] | None = None
+
+    def on_write(self, method: ShadowHook) -> ShadowHook:
+        """Decorates a card's method `(self, offset, size, value)`; `offset` is in the shadow."""
+        return mark_hook(method, "write", self)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Up to 8 bytes for the card."""
+        if self.hook is not None:
+            self.hook(offset, size, value)
+
+
 class Bar(RegisterBlock):
     """One BAR; a card declares it as a nested class named `bar0` to `bar5`.
 
@@ -86,15 +120,10 @@ class Bar(RegisterBlock):
         super().__init__(RegisterFile(self.layout.size))
         self.memories: list[Memory] = []
         self.memory_fd = -1
-        declared = [
-            (name, value)
-            for owner in reversed(type(self).__mro__)
-            for name, value in vars(owner).items()
-            if isinstance(value, Memory)
-        ]
+        declared = declared_memories(type(self))
         if declared:
-            bound = self.add_memory([memory for _, memory in declared])
-            for (name, _), memory in zip(declared, bound, strict=True):
+            bound = self.add_memory(list(declared.values()))
+            for name, memory in zip(declared, bound, strict=True):
                 setattr(self, name, memory)
 
     def add_memory(self, declared: Sequence[Memory]) -> list[Memory]:
@@ -114,6 +143,16 @@ class Bar(RegisterBlock):
     def __del__(self) -> None:
         if getattr(self, "memory_fd", -1) >= 0:
             os.close(self.memory_fd)
+
+
+def declared_memories(bar: type[Bar]) -> dict[str, Memory]:
+    """The memory that a BAR's class declares, by its name."""
+    return {
+        name: value
+        for owner in reversed(bar.__mro__)
+        for name, value in vars(owner).items()
+        if isinstance(value, Memory)
+    }
 
 
 def _allocate(name: str, size: int) -> tuple[int, memoryview]:

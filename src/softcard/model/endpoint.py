@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from softcard.errors import DeclarationError
 from softcard.model import state
-from softcard.model.bar import Bar
+from softcard.model.bar import Bar, Memory, Shadow
 from softcard.model.link import (
     PowerState,
     ResetKind,
@@ -169,11 +169,14 @@ class Endpoint:
     def shared_ranges(self) -> Sequence[SharedRange]:
         """See `Downstream.shared_ranges`."""
         return [
-            SharedRange(number, memory.offset, memory.size, bar.memory_fd, memory.offset)
+            SharedRange(
+                number, memory.offset, memory.size, bar.memory_fd, memory.offset,
+                shadow=isinstance(memory, Shadow),
+            )
             for number, bar in self.function.bars.items()
             for memory in bar.memories
             if memory.offset % PAGE == 0 and memory.size % PAGE == 0
-        ]
+        ]  # fmt: skip
 
     @property
     def migratable(self) -> bool:
@@ -234,16 +237,19 @@ class Endpoint:
         """The plain memory that an access lies in as a whole, if the function answers."""
         if not self.answers(bar):
             return None
-        for memory in self.function.bars[bar].memories:
+        for memory in self._plain(bar):
             start = offset - memory.offset
             if 0 <= start and start + length <= memory.size:
                 return memory.view[start : start + length]
         return None
 
+    def _plain(self, bar: int) -> list[Memory]:
+        return [m for m in self.function.bars[bar].memories if not isinstance(m, Shadow)]
+
     def _accesses(self, bar: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """What a block access is made of, as `(offset, size)`: memory as far as it goes, naturally
         aligned accesses where registers are, and nothing where nothing is."""
-        memories = {memory.offset for memory in self.function.bars[bar].memories}
+        memories = {memory.offset for memory in self._plain(bar)}
         end = offset + length
         for start, stop in self._files[bar].occupied:
             if start in memories:

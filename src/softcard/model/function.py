@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from softcard.errors import DeclarationError, PlugError
-from softcard.model.bar import Bar
+from softcard.model.bar import Bar, Shadow, declared_memories
 from softcard.model.dma import Dma
 from softcard.model.endpoint import Endpoint, bars_of
 from softcard.model.interrupts import Interrupts
@@ -121,6 +121,8 @@ class Function:
         for bar in self.bars.values():
             for name, register in declared_registers(type(bar)).items():
                 bound[id(register)] = (bar, name)
+            for name, memory in declared_memories(type(bar)).items():
+                bound[id(memory)] = (bar, name)
         for name in dir(type(self)):
             # A method that overrides a hook is one, decorated anew or not.
             marks = [hooks_of(vars(owner).get(name)) for owner in type(self).__mro__]
@@ -281,8 +283,14 @@ def _capabilities_of(function: Function) -> dict[str, Capability]:
 
 
 def _hook(
-    bar: Bar, register: Register | RegisterArray[Register], kind: str, method: Callable[..., Any]
+    bar: Bar,
+    register: Register | RegisterArray[Register] | Shadow,
+    kind: str,
+    method: Callable[..., Any],
 ) -> None:
+    if isinstance(register, Shadow):
+        register.hook = method
+        return
     enter: Callable[[Register, Callable[..., Any]], None] = (
         bar.file.hook_read if kind == "read" else bar.file.hook_write
     )

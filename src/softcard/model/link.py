@@ -67,13 +67,15 @@ class LinkFeatures:
 @dataclass(frozen=True, slots=True)
 class SharedRange:
     """Plain memory of a BAR, which a bus may map: `size` bytes at `offset` of BAR `bar` are those
-    at `fd_offset` of the file `fd`, which stays the card's."""
+    at `fd_offset` of the file `fd`, which stays the card's. Where it is a `shadow`, only reads may
+    go there, and writes have to come to the function."""
 
     bar: int
     offset: int
     size: int
     fd: int
     fd_offset: int
+    shadow: bool = False
 
 
 class Upstream(Protocol):

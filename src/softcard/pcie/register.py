@@ -320,7 +320,7 @@ class Register:
 
     def on_read(self, method: Callable[[Any], int]) -> Callable[[Any], int]:
         """Decorates a card's method `(self) -> int`: its result is what the driver reads."""
-        return _mark(method, "read", self)
+        return mark_hook(method, "read", self)
 
     def on_write(self, method: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
         """Decorates a card's method `(self, value)`, called after the register was updated.
@@ -328,7 +328,7 @@ class Register:
         `value` is what the driver wrote. Where it wrote only some bytes of the register, the
         others are what the register held (read-write bits) or zero.
         """
-        return _mark(method, "write", self)
+        return mark_hook(method, "write", self)
 
     def __repr__(self) -> str:
         if isinstance(self._view, _NoStorage):
@@ -395,11 +395,11 @@ class RegisterArray(Generic[R]):
 
     def on_read(self, method: Callable[[Any, int], int]) -> Callable[[Any, int], int]:
         """Decorates a card's method `(self, index) -> int`."""
-        return _mark(method, "read", self)
+        return mark_hook(method, "read", self)
 
     def on_write(self, method: Callable[[Any, int, int], None]) -> Callable[[Any, int, int], None]:
         """Decorates a card's method `(self, index, value)`."""
-        return _mark(method, "write", self)
+        return mark_hook(method, "write", self)
 
 
 def hooks_of(method: object) -> list[tuple[str, Register | RegisterArray[Register]]]:
@@ -413,7 +413,8 @@ def hooks_of(method: object) -> list[tuple[str, Register | RegisterArray[Registe
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def _mark(method: _Method, kind: str, register: object) -> _Method:
+def mark_hook(method: _Method, kind: str, register: object) -> _Method:
+    """Note on a method what it is called for; see `hooks_of`."""
     # The mark stays on the method, not on the register: a subclass of a card may hook a register
     # that it inherits without changing its parent.
     marks = getattr(method, "__register_hooks__", [])

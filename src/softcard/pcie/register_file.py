@@ -13,6 +13,9 @@ from softcard.errors import DeclarationError
 from softcard.pcie.register import RW, Register, RegisterArray
 
 MAX_ACCESS = 8
+# Python 3.13 is the first to know it: a BAR may be larger than all memory.
+MAP_NORESERVE = 0x4000
+SPARSE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 
 R = TypeVar("R", bound=Register)
 
@@ -42,7 +45,7 @@ class RegisterFile:
         self.size = size
         # A large BAR costs memory only where it is written.
         self.storage: bytearray | memoryview = (
-            bytearray(size) if size <= mmap.PAGESIZE else memoryview(mmap.mmap(-1, size))
+            bytearray(size) if size <= mmap.PAGESIZE else memoryview(mmap.mmap(-1, size, SPARSE))
         )
         self._registers: dict[int, Register] = {}
         self._starts: list[int] = []

@@ -92,7 +92,8 @@ class Device:
         """Let the kernel access plain memory of a BAR by itself; raises `OSError`."""
         # Pinned by the kernel: the mapping itself is needed no longer than the call.
         with mmap.mmap(area.fd, area.size, offset=area.fd_offset) as memory:
-            place = (area.bar, uapi.RANGE_MEMORY, 0, area.offset, area.size, _address(memory))
+            kind = uapi.RANGE_SHADOW if area.shadow else uapi.RANGE_MEMORY
+            place = (area.bar, kind, 0, area.offset, area.size, _address(memory))
             fcntl.ioctl(self.fd, uapi.ADD_RANGE, uapi.RANGE.pack(function, *place))
 
     def plug(self, link: tuple[int, int]) -> int:

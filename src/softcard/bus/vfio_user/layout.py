@@ -53,6 +53,8 @@ def layout_of(function: Downstream) -> Layout:
         irqs[Irq.MSIX] = (function.config_read(capabilities[MSIX] + 2, 2) & 0x7FF) + 1
     shared: dict[int, list[SharedRange]] = {}
     for area in function.shared_ranges():
+        if area.shadow:
+            continue  # who maps a region may write to all of it
         known = shared.setdefault(area.bar, [])
         # One file, and one place in it for the whole region, is all that a reply can name.
         if _base(area) >= 0 and (not known or _place(area) == _place(known[0])):
