@@ -35,7 +35,9 @@ refused(device, uapi.CREATE_CARD, uapi.CREATE.pack(1, 0, 0, 0)[:-1] + b"\1", err
 refused(device, 0xE5FF, b"", errno.ENOTTY)
 
 card = create(device)
-good = uapi.FUNCTION_INFO.pack(0, 0, 4096, 0, 0, 0, 0, 0, 2, 0x40, 0, 0, 0x800, 0xC00, 1, 0x60, 0, 0, 0)
+good = uapi.FUNCTION_INFO.pack(
+    0, 0, 4096, 0, 0, 0, 0, 0, 2, 0x40, 0, 0, 0x800, 0xC00, 1, 0x60, 0, 0, 0
+)
 refused(card, uapi.PLUG_CARD, uapi.PLUG.pack(0, 0, 0, 0), errno.EINVAL)
 for at in (0, 4, 8, 59, 60, 64, 68, 72, 79, 81, 82, 143):
     wrong = bytearray(good)

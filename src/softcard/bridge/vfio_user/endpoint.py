@@ -146,10 +146,11 @@ class RemoteEndpoint(Endpoint):
     # Configuration space.
 
     def config_read(self, offset: int, size: int) -> int:
-        """See `Downstream.config_read`."""
+        """See `Downstream.config_read`; also before the card is plugged in, for a bus that has to
+        know what it gets."""
         end = offset + size
         description = self._remote.description
-        if self._client is None or description is None or not 0 <= offset <= CONFIG_SIZE - size:
+        if not self._remote.alive or description is None or not 0 <= offset <= CONFIG_SIZE - size:
             return all_ones(size)
         own = int.from_bytes(self._own[offset:end], "little")
         value = super().config_read(offset, size) & own
@@ -165,9 +166,11 @@ class RemoteEndpoint(Endpoint):
 
         The interrupts are wired before the server learns that they are enabled: none is lost.
         """
-        if self._client is None or not 0 <= offset <= CONFIG_SIZE - size:
+        if not self._remote.alive or not 0 <= offset <= CONFIG_SIZE - size:
             return
         super().config_write(offset, size, value)
+        if self._client is None:
+            return  # a bus tries how large the BARs are, before the card is plugged in
         self._remote.attempt(lambda client: self._wires.follow())
         self._remote.write_config(offset, size, value)
         if self._starts_flr(offset, size, value):
