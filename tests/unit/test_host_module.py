@@ -16,7 +16,8 @@ from softcard.cli.host import describe
 from softcard.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
-OPEN = SecureBoot(on=False, lockdown="none", enforced=False, key=True, enrolled=None)
+KEY = Path("/var/lib/dkms/mok.pub")
+OPEN = SecureBoot(on=False, lockdown="none", enforced=False, key=KEY, enrolled=None)
 GOOD = State(
     release="6.12.1-amd64",
     machine="x86_64",
@@ -98,7 +99,7 @@ def test_a_user_who_may_not_use_the_device_is_told_the_remedy(
 
 
 def test_a_kernel_that_wants_signatures_needs_the_key_enrolled() -> None:
-    locked = SecureBoot(on=True, lockdown="integrity", enforced=False, key=True, enrolled=False)
+    locked = SecureBoot(on=True, lockdown="integrity", enforced=False, key=KEY, enrolled=False)
     state = replace(GOOD, loaded=False, device=None, api=None, secure_boot=locked)
     finding = found(state, "module signature")
     assert finding.good is False
@@ -110,9 +111,7 @@ def test_a_kernel_that_wants_signatures_needs_the_key_enrolled() -> None:
     unknown = found(replace(state, secure_boot=replace(locked, enrolled=None)), "module signature")
     assert unknown.good is None
     assert "mokutil --import" in unknown.mend
-    assert not found(
-        replace(state, secure_boot=replace(locked, key=False)), "module signature"
-    ).good
+    assert not found(replace(state, secure_boot=replace(locked, key=None)), "module signature").good
 
 
 def test_signatures_that_are_enforced_count_without_lockdown() -> None:

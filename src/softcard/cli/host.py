@@ -147,8 +147,6 @@ def _describe_device(state: State) -> Iterator[Finding]:
 
 
 def _describe_secure_boot(found: SecureBoot, *, loaded: bool) -> Iterator[Finding]:
-    from softcard.bus.host.module.dkms import KEY
-
     names = {True: "on", False: "off", None: "none that can be seen"}
     yield Finding("Secure Boot", None, names[found.on])
     if not found.wants_signature:
@@ -156,7 +154,7 @@ def _describe_secure_boot(found: SecureBoot, *, loaded: bool) -> Iterator[Findin
         yield Finding("module signature", None, f"not asked for{lockdown}")
         return
     why = f"lockdown {found.lockdown}" if found.lockdown not in ("", "none") else "sig_enforce"
-    if not found.key:
+    if found.key is None:
         yield Finding(
             "module signature", False,
             f"asked for ({why}), and DKMS, which signs, has no key yet: it makes one when it "
@@ -170,6 +168,7 @@ def _describe_secure_boot(found: SecureBoot, *, loaded: bool) -> Iterator[Findin
     }
     yield Finding(
         "module signature", found.enrolled, f"asked for ({why}); {known[found.enrolled]}",
-        "" if found.enrolled else f"sudo mokutil --import {KEY}, restart, and confirm it there",
+        "" if found.enrolled
+        else f"sudo mokutil --import {found.key}, restart, and confirm it there",
         needed=not loaded,
     )  # fmt: skip

@@ -13,8 +13,8 @@ from softcard.bus.host.module.programs import call, last_line
 
 SOURCES = Path("/usr/src")
 TREE = Path("/var/lib/dkms")
-KEY = TREE / "mok.pub"
-"""The key that DKMS signs with, for a machine with Secure Boot to be told."""
+KEYS = (TREE / "mok.pub", Path("/var/lib/shim-signed/mok/MOK.der"))
+"""The key that DKMS signs with, for a machine with Secure Boot to be told: Debian's, Ubuntu's."""
 
 STATUS = re.compile(r"^softcard(?:/|, )(?P<version>[^,:]+)(?:, (?P<kernel>[^,]+), [^:]+)?: (\w+)")
 LOG_LINES = 20
@@ -41,6 +41,11 @@ class Build:
     version: str
     kernel: str
     state: str
+
+
+def key() -> Path | None:
+    """The public part of the key that DKMS signs with; None where it has made none yet."""
+    return next((path for path in KEYS if path.exists()), None)
 
 
 def folder(version: str) -> Path:

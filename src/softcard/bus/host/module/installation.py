@@ -66,6 +66,13 @@ def install(tell: Tell, *, at_boot: bool = False) -> None:
         UsageError: it cannot be done here.
         ModuleError: it does not build, or the kernel refuses it.
     """
+    try:
+        _install(tell, at_boot=at_boot)
+    except OSError as error:
+        raise ModuleError(f"{error.filename}: {error.strerror}") from None
+
+
+def _install(tell: Tell, *, at_boot: bool) -> None:
     release, version = os.uname().release, source.version()
     check_machine(release, os.uname().machine)
     with ExitStack() as undo:
@@ -85,12 +92,12 @@ def install(tell: Tell, *, at_boot: bool = False) -> None:
             loading.AT_BOOT.write_text(f"{source.NAME}\n")
         if loading.is_loaded():
             loading.unload()
-        tell("The module is loaded")
         try:
             _load(undo)
         except loading.UnknownKeyError:
             undo.pop_all()
             raise
+        tell("The module is loaded")
         undo.pop_all()
 
 
@@ -148,7 +155,7 @@ def uninstall(tell: Tell) -> bool:
         tell(sentence)
         try:
             step()
-        except ModuleError as error:
+        except (ModuleError, OSError) as error:
             failed.append(str(error))
     if failed:
         raise ModuleError("; ".join(failed))

@@ -43,10 +43,11 @@ def load() -> None:
         return
     why = last_line(done)
     if any(text in why for text in UNSIGNED):
+        key = dkms.key() or dkms.KEYS[0]
         raise UnknownKeyError(
             "the module is installed, but this kernel takes none whose key it does not know: "
-            f"mokutil --import {dkms.KEY}, restart the machine, confirm the key there, and "
-            "modprobe softcard"
+            f"mokutil --import {key}, restart the machine, confirm the key there, and modprobe "
+            "softcard"
         )
     raise ModuleError(f"the kernel module cannot be loaded, dmesg says more: {why}")
 

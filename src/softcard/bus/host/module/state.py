@@ -47,7 +47,7 @@ class SecureBoot:
         on: Secure Boot; None where the machine has none, or that cannot be told.
         lockdown: none, integrity or confidentiality; empty where that cannot be told.
         enforced: whether all modules must be signed, whatever else is so.
-        key: whether DKMS has a key to sign with.
+        key: the key that DKMS signs with; None where it has made none yet.
         enrolled: whether the machine's firmware has been told that key; None where that cannot be
             told.
     """
@@ -55,7 +55,7 @@ class SecureBoot:
     on: bool | None
     lockdown: str
     enforced: bool
-    key: bool
+    key: Path | None
     enrolled: bool | None
 
     @property
@@ -162,13 +162,13 @@ def _group_name(number: int) -> str:
 
 def _secure_boot() -> SecureBoot:
     lockdown = re.search(r"\[(\w+)\]", _text(LOCKDOWN))
-    key = dkms.KEY.exists()
+    key = dkms.key()
     return SecureBoot(
         on=_secure_boot_is_on(),
         lockdown=lockdown[1] if lockdown else "",
         enforced=_text(ENFORCED).strip() == "Y",
         key=key,
-        enrolled=_is_enrolled() if key else None,
+        enrolled=_is_enrolled(key) if key else None,
     )
 
 
@@ -180,8 +180,8 @@ def _secure_boot_is_on() -> bool | None:
         return None
 
 
-def _is_enrolled() -> bool | None:
-    said = call(["mokutil", "--test-key", str(dkms.KEY)])
+def _is_enrolled(key: Path) -> bool | None:
+    said = call(["mokutil", "--test-key", str(key)])
     text = said.stdout + said.stderr
     if "is already enrolled" in text:
         return True
