@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from tests.host.conftest import LIMIT, Modules
@@ -46,7 +47,6 @@ class Running:
     def __init__(self, guest: QemuGuest, command: list[str]) -> None:
         self.said = ""
         self.process: Process = guest.start(command)
-        self.process.end_input()
 
     def wait_for(self, text: str) -> None:
         """Wait until it has printed `text`; what came before that is forgotten."""
@@ -146,6 +146,19 @@ def test_a_signal_unplugs_the_card_and_ends_the_command(
     assert guest.run(["pgrep", "-f", "sleep 12345"], check=False).stdout == ""
 
 
+def test_a_shell_has_the_card_and_its_exit_status_is_ours(guest: QemuGuest) -> None:
+    command = shlex.join([*SOFTCARD, "run", "printer", "--bus", "host", "--shell"])
+    # A terminal.
+    run = Running(guest, ["script", "-qec", command, "/dev/null"])
+    run.wait_for("exit unplugs it")
+    run.wait_for("# ")
+    run.process.write(b"ls /sys/bus/pci/devices; echo $((40 + 2)) times\n")
+    run.wait_for(":01:00.0")
+    run.wait_for("42 times")
+    run.process.write(b"exit 5\n")
+    assert run.process.wait(LIMIT) == 5
+
+
 def test_a_card_of_another_process_is_pulled_and_plugged_in_again_with_it(
     guest: QemuGuest,
 ) -> None:
@@ -164,10 +177,18 @@ def test_a_card_of_another_process_is_pulled_and_plugged_in_again_with_it(
     second.end(signal.SIGTERM)
 
 
+@pytest.fixture
+def user(guest: QemuGuest) -> None:
+    """A user who may run Python, wherever that is installed."""
+    python = Path(sys.executable).resolve()
+    guest.run(["chmod", "o+x", *map(str, python.parents[:-1])])
+
+
 def as_user(words: list[str], groups: str = "--clear-groups") -> list[str]:
     return ["setpriv", "--reuid", "1000", "--regid", "1000", *shlex.split(groups), *words]
 
 
+@pytest.mark.usefixtures("user")
 def test_an_unprivileged_user_is_told_what_to_ask_for(guest: QemuGuest) -> None:
     done = guest.run(
         as_user([*SOFTCARD, "run", "printer", "--bus", "host", "--", "true"]),
@@ -178,6 +199,7 @@ def test_an_unprivileged_user_is_told_what_to_ask_for(guest: QemuGuest) -> None:
     assert line.startswith("softcard: /dev/softcard cannot be opened: Permission denied")
 
 
+@pytest.mark.usefixtures("user")
 def test_a_member_of_the_group_plugs_a_card_in(guest: QemuGuest) -> None:
     guest.sh("chown root:4321 /dev/softcard; chmod 0660 /dev/softcard")
     try:
@@ -211,6 +233,7 @@ end""")
     assert "the guest's kernel reported" in said
 
 
+@pytest.mark.usefixtures("user")
 def test_the_fixture_skips_who_may_not_use_it(guest: QemuGuest) -> None:
     guest.sh("mkdir /tmp/test; echo 'def test_a(host_bus): pass' > /tmp/test/test_a.py")
     done = guest.run(
