@@ -225,7 +225,7 @@ def test_a_disk(host_bus, host_guest):
     slot.unplug()
 
 def test_a_warning(host_bus, host_guest):
-    host_guest.write_file("/dev/kmsg", "WARNING: made up by a test")
+    host_guest.write_file("/dev/kmsg", "WARNING: made up by a test\\n")
 end""")
     said = guest.run([*PYTEST, "test_disk.py"], cwd="/tmp/test", check=False, timeout=LIMIT).stdout
     guest.sh("rm -r /tmp/test")
