@@ -1,5 +1,6 @@
-"""What pyproject.toml cannot say: what is compiled; the kernel's recipe, part of the package; and,
-with SOFTCARD_WHEEL_KERNEL=FOLDER in the environment, a kernel that was built before.
+"""What pyproject.toml cannot say: what is compiled; the kernel's recipe and the kernel module's
+source, parts of the package; and, with SOFTCARD_WHEEL_KERNEL=FOLDER in the environment, a kernel
+that was built before.
 """
 
 import json
@@ -15,6 +16,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 KERNEL = Path("softcard", "guest", "kernel")
+MODULE = Path("softcard", "bus", "host", "module", "kernel")
+BUILT = ("*.o", "*.ko", "*.mod", "*.mod.c", ".*", "Module.symvers", "modules.order")
 SOURCE_NOTE = """\
 This folder holds a Linux kernel, built for ARCH=um. It is licensed under the GPL, version 2 only.
 
@@ -33,7 +36,7 @@ def wheel_kernel() -> Path | None:
 
 
 class BuildPackage(build_py):
-    """Copies configuration and patches, and the kernel, into the package."""
+    """Copies configuration and patches, the kernel, and the module's source, into the package."""
 
     def run(self) -> None:
         """See setuptools."""
@@ -45,6 +48,9 @@ class BuildPackage(build_py):
         for name in ("linux", "prebuilt"):
             shutil.rmtree(package / name, ignore_errors=True)
         shutil.copytree(ROOT / "linux", package / "linux")
+        module = Path(self.build_lib) / MODULE
+        shutil.rmtree(module, ignore_errors=True)
+        shutil.copytree(ROOT / "kernel", module, ignore=shutil.ignore_patterns(*BUILT))
         kernel = wheel_kernel()
         if kernel is not None:
             self.copy_kernel(kernel, package / "prebuilt")

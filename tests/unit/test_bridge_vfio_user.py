@@ -27,6 +27,7 @@ from tests.unit.bridged import (
 
 from softcard import DmaError, MsiX, PlugError, PowerManagement, ResetKind, UsageError
 from softcard.bridge.vfio_user import VfioUserCard
+from softcard.bridge.vfio_user.endpoint import RemoteEndpoint
 from softcard.bus.simulated import SimulatedBus, SimulatedDevice
 from softcard.bus.vfio_user import VfioUserServer
 from softcard.cards.edu import Edu
@@ -211,6 +212,24 @@ def test_freed_memory_cannot_be_reached_any_more(
         card.dma.map(memory.address, 4096)
     view[:4] = b"late"
     assert memory.view[:4] == bytes(4)
+
+
+def test_all_memory_can_be_reached_on_a_bus_that_does_not_tell_of_it(
+    tmp_path: Path, simulated_bus: SimulatedBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = LinkFeatures(bus="simulated", shared_memory=False, announces_memory=False)
+    monkeypatch.setattr(SimulatedDevice, "features", features, raising=False)
+    monkeypatch.setattr(RemoteEndpoint, "memory_added", lambda self, address, size: None)
+    memory = simulated_bus.alloc(4096)
+    memory.view[:256] = b"\1" * 256
+    with bridged(Signals(), tmp_path, simulated_bus) as (device, _):
+        device.write(0, ADDRESS, memory.address, 8)
+        assert device.read(0, SUM) == 256
+        later = simulated_bus.alloc(4096)
+        device.write(0, ADDRESS, later.address, 8)
+        device.write(0, COUNT, 10)
+        assert device.read(0, COUNT) == 10
+        assert later.view[:10] == bytes(range(10))
 
 
 def test_dma_by_messages_needs_bus_mastering_here_too(

@@ -105,7 +105,21 @@ def test_help_imports_nothing_that_is_slow() -> None:
         (["run", "card.py", "ls"], "what is ls? To run a command in the guest, put -- before it"),
         (["run", "card.py", "--"], "-- is followed by no command"),
         (["run", "card.py", "--shell", "--", "ls"], "--shell and a command exclude each other"),
-        (["run", "card.py", "--bus", "host"], "--bus host cannot be used here: it is planned"),
+        (["run", "card.py", "--bus", "host", "--memory", "1G"], "--memory goes with a guest"),
+        (
+            ["run", "card.py", "--bus", "host", "--kernel-arg", "x"],
+            "--kernel-arg goes with a guest",
+        ),
+        (["run", "card.py", "--bus", "host", "--guest", "qemu"], "goes with --bus vfio-user, not"),
+        (
+            ["run", "card.py", "--bus", "host", "--kernel", "x"],
+            "--kernel goes with --bus vfio-user",
+        ),
+        (["run", "card.py", "--bus", "host", "--module", "x.ko"], "module x.ko does not exist"),
+        (["run", "uml:socket", "--bus", "host"], "is served for the uml bus only"),
+        (["run", "card.py", "--bus", "host", "--shell", "--", "ls"], "exclude each other"),
+        (["run", "nvme", "--bus", "host", "--reload"], "--reload needs a card in a file"),
+        (["host", "instal"], "No such command 'instal'"),
         (["run", "card.py", "--bus", "simulated"], "it has no guest"),
         (["run", "card.py", "--bus", "pci"], "there is no bus pci: the buses are uml"),
         (["run", "card.py", "--module", "x.ko"], "module x.ko does not exist"),
@@ -248,10 +262,25 @@ def test_a_cards_own_file_is_a_command_line(tmp_path: Path) -> None:
     assert done.stdout.startswith("Usage: python card.py [OPTIONS]")
     assert "Options of Printer:" in done.stdout
     done = subprocess.run(
-        [sys.executable, str(file), "--bus", "host"], capture_output=True, text=True, check=False
+        [sys.executable, str(file), "--bus", "simulated"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("softcard: --bus host cannot be used here")
+    assert done.stderr.startswith("softcard: --bus simulated cannot be used here")
+
+
+@pytest.mark.skipif(Path("/dev/softcard").exists(), reason="this machine has the module")
+def test_a_machine_without_the_module_is_told_where_to_look(
+    softcard: CommandLine, tmp_path: Path
+) -> None:
+    _write_cards(tmp_path)
+    said = softcard("run", "card.py", "--bus", "host")
+    assert said.status == 1
+    (line,) = said.err.splitlines()
+    assert line.startswith("softcard: /dev/softcard does not exist")
+    assert "softcard host status" in line
 
 
 def test_cards_lists_the_shipped_cards(softcard: CommandLine) -> None:

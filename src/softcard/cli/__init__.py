@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "Check what this machine can run, and how to mend what is missing.",
     "kernel": "Build the embedded Linux, and modules for it.",
     "qemu": "Fetch QEMU and a stock kernel for it.",
+    "host": "Install the kernel module for cards on this machine's own bus.",
 }
 
 

@@ -9,11 +9,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from softcard.cli.findings import Finding, show
 from softcard.cli.output import out
 from softcard.errors import SoftcardError
 from softcard.model.options import Size
@@ -33,25 +33,6 @@ PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 PTRACE_TRACEME = 0
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        about: what was looked at.
-        good: whether it is as it should be; None where it is only worth knowing.
-        found: what is the case.
-        mend: the command or change that helps.
-        needed: nothing runs without it.
-    """
-
-    about: str
-    good: bool | None
-    found: str
-    mend: str = ""
-    needed: bool = True
-
-
 @click.command()
 @click.pass_context
 def doctor(ctx: click.Context) -> None:
@@ -59,31 +40,13 @@ def doctor(ctx: click.Context) -> None:
 
     The exit status is 1 where cards cannot be run.
     """
-    from rich.table import Table
-    from rich.text import Text
-
     findings = [finding for look in CHECKS for finding in look()]
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for finding in findings:
-        mark, style = _mark(finding)
-        text = Text(finding.found)
-        if finding.mend:
-            text.append(f"\n{finding.mend}", style="bold")
-        table.add_row(Text(mark, style=style), finding.about, text)
-    out().print(table, soft_wrap=False)
+    show(findings)
     broken = [f.about for f in findings if f.good is False and f.needed]
     if broken:
         out().print(f"\nCards cannot be run here yet: {', '.join(broken)}.", style="red")
         ctx.exit(1)
     out().print("\nCards can be run here: softcard demo shows one.", style="green")
-
-
-def _mark(finding: Finding) -> tuple[str, str]:
-    if finding.good is None:
-        return "info", "dim"
-    if finding.good:
-        return "ok", "green"
-    return ("missing", "red") if finding.needed else ("missing", "yellow")
 
 
 def check_machine() -> Iterator[Finding]:
@@ -266,9 +229,16 @@ def check_qemu() -> Iterator[Finding]:
     yield Finding("processor in QEMU", None, f"{accelerator.name}{slower}")
 
 
-def check_buses() -> Iterator[Finding]:
-    """What is still to come."""
-    yield Finding("host bus", None, "not built yet")
+def check_host_bus() -> Iterator[Finding]:
+    """The kernel module, which --bus host needs; worth knowing, and not more."""
+    from softcard.bus.host.device import open_device
+
+    try:
+        os.close(open_device())
+    except SoftcardError:
+        yield Finding("host bus", None, "not ready: softcard host status says why")
+    else:
+        yield Finding("host bus", True, "the kernel module is loaded, and yours to use")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -278,5 +248,5 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_room,
     check_tools,
     check_qemu,
-    check_buses,
+    check_host_bus,
 )

@@ -21,24 +21,26 @@ from softcard.errors import UsageError
 from softcard.model.options import Size
 
 if TYPE_CHECKING:
+    from softcard.bus.host import HostBus, HostSlot
     from softcard.bus.uml import UmlBus, UmlSlot
     from softcard.guest.guest import Guest
     from softcard.guest.kernel import Kernel
     from softcard.guest.qemu import QemuBus, QemuSlot
 
-    Bus = UmlBus | QemuBus
-    Slot = UmlSlot | QemuSlot
+    GuestBus = UmlBus | QemuBus
+    Bus = GuestBus | HostBus
+    Slot = UmlSlot | QemuSlot | HostSlot
 
 # The guest sees this machine's files, but not those in these folders.
 HIDDEN = ("/tmp", "/run", "/dev")
 VISIBLE = "/var/tmp"
 F = TypeVar("F", bound=Callable[..., Any])
-UML, VFIO_USER, QEMU = "uml", "vfio-user", "qemu"
-READY = (UML, VFIO_USER)
-PLANNED = {
-    "host": "it is planned, not built yet",
+UML, VFIO_USER, HOST, QEMU = "uml", "vfio-user", "host", "qemu"
+READY = (UML, VFIO_USER, HOST)
+ELSEWHERE = {
     "simulated": "it has no guest; unit tests drive it from Python, see softcard.bus.simulated",
 }
+MEMORY = Size("512M")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class GuestOptions:
     """What the user has asked of the guest."""
 
     bus: str
-    memory: int
+    memory: int | None
     log: bool
     modules: tuple[Path, ...]
     kernel_arguments: tuple[str, ...]
@@ -61,7 +63,8 @@ def guest_options(command: F) -> F:
         (
             click.option(
                 "--bus", default="uml", show_default=True, metavar="BUS",
-                help="Where the card is plugged in: uml, or vfio-user.",
+                help="Where the card is plugged in: uml, vfio-user, or host (this machine's own "
+                "PCI bus).",
             ),
             click.option(
                 "--guest", type=click.Choice([QEMU]),
@@ -74,7 +77,7 @@ def guest_options(command: F) -> F:
                 "/lib/modules or beside it; the one of softcard qemu get otherwise.",
             ),
             click.option(
-                "--memory", type=FromText(Size), default="512M", show_default=True,
+                "--memory", type=FromText(Size), show_default=str(MEMORY),
                 help="The guest's memory, taken only as far as it is used.",
             ),
             click.option(
@@ -107,16 +110,28 @@ completion_timeout_option = click.option(
 def check_bus(options: GuestOptions) -> None:
     """Raise `UsageError` unless the command line can use this bus, and this guest on it."""
     name = options.bus
-    if name in PLANNED:
-        raise UsageError(f"--bus {name} cannot be used here: {PLANNED[name]}; use --bus uml")
+    if name in ELSEWHERE:
+        raise UsageError(f"--bus {name} cannot be used here: {ELSEWHERE[name]}; use --bus uml")
     if name not in READY:
         raise UsageError(
-            f"there is no bus {name}: the buses are {', '.join((*READY, *PLANNED))}; use --bus uml"
+            f"there is no bus {name}: the buses are {', '.join((*READY, *ELSEWHERE))}; use "
+            "--bus uml"
         )
     if options.guest is not None and name != VFIO_USER:
         raise UsageError(f"--guest {options.guest} goes with --bus vfio-user, not {name}")
     if options.kernel is not None and options.guest is None:
         raise UsageError("--kernel goes with --bus vfio-user --guest qemu")
+    if name == HOST:
+        _check_no_guest(options)
+
+
+def _check_no_guest(options: GuestOptions) -> None:
+    given = {"--memory": options.memory is not None, "--kernel-arg": options.kernel_arguments}
+    for option in (name for name, value in given.items() if value):
+        raise UsageError(
+            f"{option} goes with a guest that is booted, and behind --bus host there is this "
+            "machine, which runs already: leave it out"
+        )
 
 
 def check_modules(modules: tuple[Path, ...]) -> None:
@@ -144,7 +159,7 @@ def ready_kernel() -> Kernel:
 
 
 @contextmanager
-def opened(options: GuestOptions) -> Iterator[Bus]:
+def opened(options: GuestOptions) -> Iterator[GuestBus]:
     """The bus that the user wants, without a guest."""
     if options.bus == UML:
         from softcard.bus.uml import UmlBus
@@ -156,16 +171,16 @@ def opened(options: GuestOptions) -> Iterator[Bus]:
 
     with QemuBus(
         kernel=options.kernel,
-        memory=int(options.memory),
+        memory=int(options.memory or MEMORY),
         arguments=options.kernel_arguments,
-        echo=_print_log_line if options.log else None,
+        echo=print_log_line if options.log else None,
         completion_timeout=options.completion_timeout,
     ) as bus:
         yield bus
 
 
 @contextmanager
-def booted(bus: Bus, options: GuestOptions) -> Iterator[Guest]:
+def booted(bus: GuestBus, options: GuestOptions) -> Iterator[Guest]:
     """A guest behind `bus`, with its modules loaded."""
     with _guest(bus, options) as guest:
         for module in options.modules:
@@ -173,7 +188,7 @@ def booted(bus: Bus, options: GuestOptions) -> Iterator[Guest]:
         yield guest
 
 
-def _guest(bus: Bus, options: GuestOptions) -> AbstractContextManager[Guest]:
+def _guest(bus: GuestBus, options: GuestOptions) -> AbstractContextManager[Guest]:
     from softcard.bus.uml import UmlBus
 
     if not isinstance(bus, UmlBus):
@@ -183,9 +198,9 @@ def _guest(bus: Bus, options: GuestOptions) -> AbstractContextManager[Guest]:
     return UmlGuest(
         bus,
         kernel=ready_kernel(),
-        memory=int(options.memory),
+        memory=int(options.memory or MEMORY),
         arguments=options.kernel_arguments,
-        echo=_print_log_line if options.log else None,
+        echo=print_log_line if options.log else None,
     )
 
 
@@ -199,7 +214,8 @@ def load_module(guest: Guest, module: Path) -> None:
         guest.load_module(Path(shutil.copy(module, folder)))
 
 
-def _print_log_line(line: str) -> None:
+def print_log_line(line: str) -> None:
+    """Show a line of the kernel's log."""
     err().print(line, style="dim", markup=False)
 
 

@@ -13,7 +13,8 @@ from softcard.cli.errors import CardCodeError, show_user_frames, tell
 from softcard.cli.options import card_options, make_card
 from softcard.cli.output import err
 from softcard.cli.source import CardFile, Source
-from softcard.errors import DeclarationError, GuestError, SoftcardError, UsageError
+from softcard.cli.take_out import take_out
+from softcard.errors import DeclarationError, SoftcardError, UsageError
 from softcard.model.card import Card
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 DEBOUNCE_MS = 100
 STEP_MS = 30
-LET_GO_TIMEOUT = 5.0
 
 
 class Reloader:
@@ -98,11 +98,7 @@ class Reloader:
         self._say(f"{names} saved: {type(card).__name__} is plugged in anew")
 
     def _take_out(self) -> None:
-        try:
-            self._slot.unplug(LET_GO_TIMEOUT)
-        except GuestError:
-            self._say("the driver does not let go of the card: it is pulled")
-            self._slot.pull()
+        take_out(self._slot)
 
     def _plug(self, card: Card) -> None:
         self._slot = self._slot.bus.plug(card)

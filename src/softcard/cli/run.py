@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from softcard.cli.card_command import (
 )
 from softcard.cli.errors import reported, show_log
 from softcard.cli.guest import (
+    HOST,
     QEMU,
     UML,
     VFIO_USER,
@@ -43,7 +45,7 @@ from softcard.errors import GuestError, UsageError
 from softcard.model.card import Card
 
 if TYPE_CHECKING:
-    from softcard.cli.guest import Bus, Slot
+    from softcard.cli.guest import GuestBus, Slot
     from softcard.cli.reload import Reloader
     from softcard.cli.replug import Replugger
     from softcard.guest.channel import Process
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     Watcher = Callable[[Slot], AbstractContextManager[object]]
 
 CHUNK = 1 << 16
+END_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def make_command(cls: type[CardCommand], name: str, text: str) -> click.Command:
         reloader: Watcher = partial(_reloader, source, parameters) if reload else nullcontext
         if isinstance(source, Served | Distant):
             reloader = _replugger
+        if options.bus == HOST:
+            return run_on_machine(card, options, action, reloader)
         return run_in_guest(lambda bus: bus.plug(card), options, action, reloader)
 
     return command
@@ -125,7 +130,8 @@ def make_command(cls: type[CardCommand], name: str, text: str) -> click.Command:
 run = make_command(
     RunCommand,
     "run",
-    """Plug CARD into a Linux and do something there: an embedded one, or a stock one in QEMU.
+    """Plug CARD into a Linux and do something there: an embedded one, a stock one in QEMU, or this
+    machine's own.
 
     CARD is a Python file (printer.py, or printer.py:Printer where it has several), a card that is
     shipped (softcard cards lists them), uml:SOCKET or tls://HOST:PORT for one that softcard serve
@@ -137,9 +143,10 @@ run = make_command(
     softcard run nvme --size 1G -- mkfs.ext4 /dev/nvme0n1
     softcard run printer.py --reload --shell
     softcard run nvme --bus vfio-user --guest qemu -- lsblk
+    softcard run nvme --bus host -- lsblk
 
-    The exit status is that of the command or the shell. Without either, the guest runs until
-    Ctrl-C.
+    The exit status is that of the command or the shell. Without either, the card stays
+    until Ctrl-C.
     """,
 )
 
@@ -152,7 +159,7 @@ def run_from_file(card: type[Card]) -> None:
     class OwnCommand(RunCommand):
         given = _OwnFile(file.name, file, card.__name__, card)
 
-    command = make_command(OwnCommand, file.name, f"Plug {card.__name__} into an embedded Linux.")
+    command = make_command(OwnCommand, file.name, f"Plug {card.__name__} into a Linux.")
     with reported() as outcome:
         result = command.main(prog_name=f"python {file.name}", standalone_mode=False)
         outcome.status = result if isinstance(result, int) else 0
@@ -172,7 +179,7 @@ class _OwnFile(CardFile):
 
 
 def run_in_guest(
-    plug: Callable[[Bus], Slot],
+    plug: Callable[[GuestBus], Slot],
     options: GuestOptions,
     action: Action,
     reloader: Watcher,
@@ -191,6 +198,18 @@ def run_in_guest(
         slot = plug(bus)
         with booted(bus, options) as guest, reloader(slot):
             return perform(action, guest, slot)
+
+
+def run_on_machine(card: Card, options: GuestOptions, action: Action, reloader: Watcher) -> int:
+    """Plug a card into this machine's own bus, and do what the user wants; the exit status."""
+    from softcard.cli.machine import opened_machine, plug
+
+    print_at_once()
+    show_log(options.log)
+    with ended_by_signals(), opened_machine(options) as (bus, guest):
+        slot = plug(bus, card)
+        with reloader(slot):
+            return perform(action, guest, slot, on_machine=True)
 
 
 def serve_here(card: Card, options: GuestOptions) -> int:
@@ -220,16 +239,18 @@ def serve_here(card: Card, options: GuestOptions) -> int:
     return 0
 
 
-def perform(action: Action, guest: Guest, slot: Slot) -> int:
-    """Do what the user wants in the guest; the exit status."""
+def perform(action: Action, guest: Guest, slot: Slot, *, on_machine: bool = False) -> int:
+    """Do what the user wants in the guest, or on this machine; the exit status."""
     if action.command:
         return run_command(guest, action.command)
     if action.shell:
-        err().print(f"The card is at {slot.address}; exit ends the guest.", style="dim")
+        then = "unplugs it" if on_machine else "ends the guest"
+        err().print(f"The card is at {slot.address}; exit {then}.", style="dim")
         with _whole_line_ends():
             return guest.shell()
+    until = " until Ctrl-C" if on_machine else ", and the guest runs until Ctrl-C"
     err().print(
-        f"The card is at {slot.address}, and the guest runs until Ctrl-C. "
+        f"The card is at {slot.address}{until}. "
         "To do something there, add --shell, or -- and a command.", style="dim",
     )  # fmt: skip
     status = guest.process.wait()
@@ -247,9 +268,28 @@ def run_command(guest: Guest, command: list[str]) -> int:
         threading.Thread(
             target=_forward_input, args=(process, sys.stdin.fileno()), name="input", daemon=True
         ).start()
-    return process.wait(
-        None, lambda data: _write(sys.stdout, data), lambda data: _write(sys.stderr, data)
-    )
+    try:
+        return process.wait(
+            None, lambda data: _write(sys.stdout, data), lambda data: _write(sys.stderr, data)
+        )
+    except (KeyboardInterrupt, SystemExit):
+        # On the machine itself it would outlive us otherwise, and with it, its hold on the card.
+        end_process(process)
+        raise
+
+
+def end_process(process: Process) -> None:
+    """End a command, also one that does not want to."""
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            process.kill(number)
+            try:
+                process.wait(END_TIMEOUT)
+            except TimeoutError:
+                continue
+            return
+    except GuestError:
+        pass  # with all that ran there, the guest has ended
 
 
 def _forward_input(process: Process, fd: int) -> None:

@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "TERM": os.environ.get("TERM", "dumb"),
 }
 SHELLS = ("/bin/bash", "/bin/sh")
+KMSG = "/dev/kmsg"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,13 @@ class CommandError(GuestError):
 
 
 class Guest:
-    """Runs commands in a booted Linux through its agent.
+    """Runs commands in a Linux through its agent.
+
+    Args:
+        channel: leads to the agent.
+        log: the kernel's log.
+        environment: the variables of its commands.
+        cwd: the folder that they run in.
 
     Attributes:
         log: the kernel's log.
@@ -74,9 +81,18 @@ class Guest:
     log: KernelLog
     process: subprocess.Popen[bytes]
 
-    def __init__(self, channel: Channel, log: KernelLog) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        log: KernelLog,
+        *,
+        environment: Mapping[str, str] = ENVIRONMENT,
+        cwd: str = "/",
+    ) -> None:
         self.log = log
         self._channel = channel
+        self._environment = dict(environment)
+        self._cwd = cwd
 
     @property
     def alive(self) -> bool:
@@ -84,19 +100,21 @@ class Guest:
         return self.process.poll() is None
 
     def start(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str = "/"
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | None = None
     ) -> Process:
         """Start a command and return at once.
 
         Args:
             argv: the program, looked up in the guest's PATH, and its arguments.
-            env: variables in addition to, or in place of, the guest's few own ones.
-            cwd: the folder to run in.
+            env: variables in addition to, or in place of, the guest's own ones.
+            cwd: the folder to run in; the guest's own when left out.
 
         Raises:
             GuestError: the guest has ended.
         """
-        return Process(self._channel, argv, env=ENVIRONMENT | dict(env or {}), cwd=cwd)
+        return Process(
+            self._channel, argv, env=self._environment | dict(env or {}), cwd=cwd or self._cwd
+        )
 
     def run(
         self,
@@ -106,7 +124,7 @@ class Guest:
         check: bool = True,
         timeout: float = COMMAND_TIMEOUT,
         env: Mapping[str, str] | None = None,
-        cwd: str = "/",
+        cwd: str | None = None,
     ) -> Result:
         """Run a command and wait for its end.
 
@@ -115,8 +133,8 @@ class Guest:
             input: what it reads on its standard input.
             check: raise when its exit status is not 0.
             timeout: seconds; then the command is killed.
-            env: variables in addition to, or in place of, the guest's few own ones.
-            cwd: the folder to run in.
+            env: variables in addition to, or in place of, the guest's own ones.
+            cwd: the folder to run in; the guest's own when left out.
 
         Raises:
             CommandError: `check` is set and it failed.
@@ -147,7 +165,7 @@ class Guest:
         """Run a shell script; see `run`."""
         return self.run(["/bin/sh", "-c", script], check=check, timeout=timeout)
 
-    def stream(self, argv: Sequence[str], *, cwd: str = "/") -> int:
+    def stream(self, argv: Sequence[str], *, cwd: str | None = None) -> int:
         """Run a command with this process's own standard output and error; its exit status."""
         process = self.start(argv, cwd=cwd)
         process.end_input()
@@ -172,8 +190,9 @@ class Guest:
             argv = [next(shell for shell in SHELLS if Path(shell).exists())]
         stdin = sys.stdin.fileno()
         process = Process(
-            self._channel, argv, env=ENVIRONMENT, cwd="/", terminal=terminal_size(stdin)
-        )
+            self._channel, argv, env=self._environment, cwd=self._cwd,
+            terminal=terminal_size(stdin),
+        )  # fmt: skip
         return _in_raw_terminal(process, stdin)
 
     def load_module(self, path: Path, parameters: str = "") -> None:
@@ -219,6 +238,19 @@ class Guest:
             GuestError: the kernel refuses it.
         """
         self._channel.call("write", CALL_TIMEOUT, path=path, text=text)
+
+    def settle_log(self, timeout: float) -> None:
+        """Return when everything that the kernel has said before is in the log.
+
+        Raises:
+            GuestError: it is not within `timeout` seconds, or the guest has ended.
+        """
+        mark = f"softcard: all that was said before is here, {self.log.position()}"
+        self.write_file(KMSG, mark + "\n")
+        try:
+            self.log.wait_for(mark, timeout)
+        except TimeoutError as error:
+            raise GuestError(str(error)) from None
 
 
 def die_with_parent() -> Callable[[], None] | None:

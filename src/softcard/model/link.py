@@ -54,6 +54,8 @@ class LinkFeatures:
         max_bar_size: bytes of the largest BAR that the bus can place.
         shared_memory: `Upstream.dma_map` works.
         shared_ranges: the bus maps a BAR's plain memory, so that accesses to it make no call.
+        announces_memory: `Downstream.memory_added` tells of all memory that DMA can reach;
+            otherwise the driver's buffers come and go untold.
     """
 
     bus: str
@@ -62,6 +64,7 @@ class LinkFeatures:
     max_bar_size: int = 1 << 62
     shared_memory: bool = True
     shared_ranges: bool = False
+    announces_memory: bool = True
 
 
 @dataclass(frozen=True, slots=True)

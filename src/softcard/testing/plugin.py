@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
+    from softcard.bus.host import HostBus
     from softcard.bus.simulated import SimulatedBus
     from softcard.bus.uml import UmlBus
     from softcard.guest.guest import Guest
     from softcard.guest.kernel import Kernel
+    from softcard.guest.machine import MachineGuest
     from softcard.guest.qemu import QemuBus
     from softcard.guest.uml import UmlGuest
 
 LOG_TAIL = 60
 SYNC_TIMEOUT = 10.0
-KMSG = "/dev/kmsg"
 MARKERS = {
     "allow_kernel_problems": "the guest's kernel may warn, oops, panic or die in this test",
     "allow_card_errors": "cards may raise or time out in this test",
@@ -138,11 +139,9 @@ def _problems_of(guest: Guest, since: int) -> list[str]:
 
     problems = []
     if guest.alive:
-        mark = f"softcard: end of test {len(guest.log.lines)}"
         try:
-            guest.write_file(KMSG, mark + "\n")
-            guest.log.wait_for(mark, SYNC_TIMEOUT)
-        except (GuestError, TimeoutError) as error:
+            guest.settle_log(SYNC_TIMEOUT)
+        except GuestError as error:
             problems.append(f"the guest does not answer after the test: {error}")
     elif guest.process.returncode != -signal.SIGKILL:
         problems.append(f"the guest has died with status {guest.process.returncode}")
@@ -233,4 +232,33 @@ def qemu_bus(request: pytest.FixtureRequest) -> Iterator[QemuBus]:
             return guest
 
     with WatchedBus(echo=request.config.stash.get(ECHO, None)) as bus:
+        yield bus
+
+
+@pytest.fixture
+def host_guest(request: pytest.FixtureRequest) -> Iterator[MachineGuest]:
+    """This machine itself, to run commands on; what its kernel logs meanwhile is checked after the
+    test, where this user may read that."""
+    from softcard.guest.machine import MachineGuest
+
+    with MachineGuest(echo=request.config.stash.get(ECHO, None)) as guest:
+        request.node.stash[WATCH].guests.append((guest, 0))
+        yield guest
+
+
+@pytest.fixture
+def host_bus(host_guest: MachineGuest) -> Iterator[HostBus]:
+    """The PCI bus of this machine; its cards are pulled after the test.
+
+    Skips the test where softcard's kernel module cannot be used.
+    """
+    from softcard.bus.host import HostBus
+    from softcard.bus.host.device import open_device
+    from softcard.errors import PlugError
+
+    try:
+        os.close(open_device())
+    except PlugError as error:
+        pytest.skip(str(error))
+    with HostBus() as bus:
         yield bus

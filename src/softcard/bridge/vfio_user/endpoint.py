@@ -28,6 +28,8 @@ COMMAND = (0x04, 2)
 OWN_HEADER = (COMMAND, (0x0E, 1), (0x10, 24), (0x30, 4), (0x3C, 2))
 CONTROL_OFFSET, CONTROL_SIZE = 2, 2
 INITIATE_FLR = 1 << 15
+# What a bus calls an address, or will; libvfio-user takes twice as much at the most.
+ALL_MEMORY = 1 << 42
 
 
 class RemoteEndpoint(Endpoint):
@@ -90,6 +92,8 @@ class RemoteEndpoint(Endpoint):
         self._loop = self.function.loop
         self._loop.add_poller(self)
         self._loop.add_reader(client.events.fileno(), self.poll)
+        if not upstream.features.announces_memory:
+            self._map(0, ALL_MEMORY, None)
 
     def disconnect(self) -> None:
         """See `Downstream.disconnect`."""
@@ -146,10 +150,11 @@ class RemoteEndpoint(Endpoint):
     # Configuration space.
 
     def config_read(self, offset: int, size: int) -> int:
-        """See `Downstream.config_read`."""
+        """See `Downstream.config_read`; also before the card is plugged in, for a bus that has to
+        know what it gets."""
         end = offset + size
         description = self._remote.description
-        if self._client is None or description is None or not 0 <= offset <= CONFIG_SIZE - size:
+        if not self._remote.alive or description is None or not 0 <= offset <= CONFIG_SIZE - size:
             return all_ones(size)
         own = int.from_bytes(self._own[offset:end], "little")
         value = super().config_read(offset, size) & own
@@ -165,9 +170,11 @@ class RemoteEndpoint(Endpoint):
 
         The interrupts are wired before the server learns that they are enabled: none is lost.
         """
-        if self._client is None or not 0 <= offset <= CONFIG_SIZE - size:
+        if not self._remote.alive or not 0 <= offset <= CONFIG_SIZE - size:
             return
         super().config_write(offset, size, value)
+        if self._client is None:
+            return  # a bus tries how large the BARs are, before the card is plugged in
         self._remote.attempt(lambda client: self._wires.follow())
         self._remote.write_config(offset, size, value)
         if self._starts_flr(offset, size, value):
@@ -272,9 +279,11 @@ class RemoteEndpoint(Endpoint):
         """See `Downstream.memory_added`."""
         super().memory_added(address, size)
         client, upstream = self._client, self._upstream
-        if client is None or upstream is None:
-            return
-        file = upstream.dma_file(address, size) if client.max_fds else None
+        if client is not None and upstream is not None and upstream.features.announces_memory:
+            self._map(address, size, upstream.dma_file(address, size) if client.max_fds else None)
+
+    def _map(self, address: int, size: int, file: tuple[int, int] | None) -> None:
+        """Tell the server of memory, with the descriptor and the offset of its file."""
         flags = wire.DMA_READABLE | wire.DMA_WRITABLE
         offset = file[1] if file is not None else 0
         request = wire.DMA_MAP.pack(wire.DMA_MAP.size, flags, offset, address, size)

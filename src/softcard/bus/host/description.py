@@ -120,7 +120,9 @@ def _capabilities(function: Downstream) -> dict[int, int]:
     if not function.config_read(STATUS, 2) & STATUS_CAPABILITIES:
         return found
     at = function.config_read(CAPABILITIES, 1) & ~3
-    while at and len(found) < MAX_CAPABILITIES:
+    for _ in range(MAX_CAPABILITIES):
+        if not at:
+            break
         found.setdefault(function.config_read(at, 1), at)
         at = function.config_read(at + 1, 1) & ~3
     return found

@@ -18,8 +18,9 @@ CONTROL = 2
 MSIX_ENABLE, MSI_ENABLE = 1 << 15, 1 << 0
 
 FEATURES = LinkFeatures(
-    bus="host", bus_owns_msix=True, max_bar_size=MAX_BAR, shared_memory=False, shared_ranges=True
-)
+    bus="host", bus_owns_msix=True, max_bar_size=MAX_BAR, shared_memory=False, shared_ranges=True,
+    announces_memory=False,
+)  # fmt: skip
 
 Segments = Sequence[tuple[int, int]]
 
