@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from softcard.guest.guest import Guest
 
 SECONDS = 2
+# Blocks so large that bytes are what matters.
+LARGE = ("128k", "1m")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Job:
 
 def unit_of(job: Job) -> str:
     """What `run_job` counts: bytes where they are what matters, else commands."""
-    return "GB/s" if job.block == "128k" else "IOPS"
+    return "GB/s" if job.block in LARGE else "IOPS"
 
 
 def run_job(guest: Guest, job: Job, disk: str) -> float:
@@ -41,4 +43,6 @@ def run_job(guest: Guest, job: Job, disk: str) -> float:
     ).stdout  # fmt: skip
     side = json.loads(output[output.index("{") :])["jobs"][0]
     direction = side["read" if "read" in job.rw else "write"]
-    return float(direction["bw_bytes"]) / 1e9 if job.block == "128k" else float(direction["iops"])
+    if job.block in LARGE:
+        return float(direction["bw_bytes"]) / 1e9
+    return float(direction["iops"])

@@ -40,7 +40,9 @@ def measure() -> list[Result]:
         guest = bus.boot()
         guest.wait_for_path(OURS)
         os.posix_fallocate(file.fileno(), 0, SIZE)
-        _add_their_disk(guest, Path(file.name), bus.free_slots)
+        assert bus.free_slots, "QEMU's own disk needs a slot"
+        add_their_disk(guest, Path(file.name))
+        guest.wait_for_path(THEIRS)
         for disk in (OURS, THEIRS):
             guest.run(["dd", "if=/dev/zero", f"of={disk}", "bs=1M", "oflag=direct"], check=False)
         for _ in range(ROUNDS):
@@ -51,15 +53,14 @@ def measure() -> list[Result]:
     return [_result(job, disk, values, accelerator) for (job, disk), values in samples.items()]
 
 
-def _add_their_disk(guest: QemuGuest, file: Path, free: int) -> None:
-    assert free, "QEMU's own disk needs a slot"
+def add_their_disk(guest: QemuGuest, file: Path) -> None:
+    """Plug QEMU's own nvme device into the last slot, with a file for its blocks."""
     guest.monitor.execute(
         "blockdev-add", **{"driver": "file", "node-name": "theirs", "filename": str(file)}
     )
     guest.monitor.execute(
         "device_add", driver="nvme", drive="theirs", serial="theirs", bus="slot7", addr="0.0"
     )
-    guest.wait_for_path(THEIRS)
 
 
 def _result(job: Job, disk: str, values: Sequence[float], accelerator: str) -> Result:
