@@ -66,7 +66,7 @@ def measure(rounds: int = ROUNDS) -> list[Result]:
             return _measure(guest, {"softcard": OURS, "QEMU own": THEIRS}, rounds)
         finally:
             server.end_input()
-            server.wait(TIMEOUT, _ignore, sys.stderr.buffer.write)
+            server.wait(TIMEOUT, _ignore, _complain)
 
 
 def _measure(guest: QemuGuest, disks: dict[str, str], rounds: int) -> list[Result]:
@@ -87,6 +87,10 @@ def _module(kernel: StockKernel) -> Path:
 
 def _ignore(_data: bytes) -> None:
     pass
+
+
+def _complain(data: bytes) -> None:
+    sys.stderr.write(data.decode(errors="replace"))
 
 
 def _result(job: Job, who: str, values: Sequence[float]) -> Result:

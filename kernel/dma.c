@@ -9,7 +9,6 @@
 #include <linux/module.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
-#include <linux/uaccess.h>
 #include <linux/version.h>
 #include <linux/vmalloc.h>
 
@@ -19,21 +18,6 @@
 #define FIRST_PAGE	16
 #define MESSAGES	(0xfee00000 >> PAGE_SHIFT)
 #define MESSAGES_PAGES	(0x100000 >> PAGE_SHIFT)
-
-/**
- * struct softcard_mapping - what a driver has mapped
- * @address: bus address
- * @size: bytes
- * @memory: the memory, in the kernel's direct map
- * @guard: pages behind it that are kept free: one, but in a list where another mapping follows
- */
-struct softcard_mapping {
-	u64 address;
-	size_t size;
-	void *memory;
-	enum dma_data_direction direction;
-	unsigned int guard;
-};
 
 static struct softcard_function *softcard_function_of(struct device *dev)
 {
@@ -45,8 +29,17 @@ static unsigned long softcard_pages(u64 address, size_t size)
 	return PFN_UP(offset_in_page(address) + size);
 }
 
-/* The caller holds @lock. */
-static struct softcard_mapping *softcard_find(struct softcard_dma_space *space, u64 address)
+/**
+ * softcard_dma_find - what a bus address belongs to
+ * @space: the function's
+ * @address: bus address
+ *
+ * The caller holds @lock of @space, and finds the mapping that the page of @address belongs to:
+ * whether it is the byte's as well, the caller has to see.
+ *
+ * Return: the mapping, or NULL.
+ */
+struct softcard_mapping *softcard_dma_find(struct softcard_dma_space *space, u64 address)
 {
 	unsigned long page = address >> PAGE_SHIFT;
 	struct softcard_mapping **leaf;
@@ -111,12 +104,13 @@ static struct softcard_mapping *softcard_new_mapping(void *memory, size_t size,
 		mapping->memory = memory;
 		mapping->size = size;
 		mapping->direction = direction;
+		mapping->coherent = false;
 	}
 	return mapping;
 }
 
 static dma_addr_t softcard_map(struct device *dev, void *memory, size_t size, u64 mask,
-			       enum dma_data_direction direction)
+			       enum dma_data_direction direction, bool coherent)
 {
 	struct softcard_dma_space *space = softcard_function_of(dev)->dma;
 	unsigned long count = softcard_pages((unsigned long)memory, size);
@@ -132,6 +126,7 @@ static dma_addr_t softcard_map(struct device *dev, void *memory, size_t size, u6
 		address = ((u64)page << PAGE_SHIFT) + offset_in_page(memory);
 		mapping->address = address;
 		mapping->guard = 1;
+		mapping->coherent = coherent;
 		softcard_enter(space, page, count, mapping);
 	}
 	write_unlock_irqrestore(&space->lock, flags);
@@ -147,7 +142,7 @@ static void softcard_unmap(struct device *dev, u64 address, size_t size)
 	unsigned long flags, count;
 
 	write_lock_irqsave(&space->lock, flags);
-	mapping = softcard_find(space, address);
+	mapping = softcard_dma_find(space, address);
 	if (mapping && mapping->address == address) {
 		count = softcard_pages(address, mapping->size);
 		softcard_enter(space, address >> PAGE_SHIFT, count, NULL);
@@ -169,7 +164,7 @@ static dma_addr_t softcard_map_memory(struct device *dev, phys_addr_t phys, size
 	/* Another card's BAR is no memory. */
 	if (!dev->dma_mask || !pfn_valid(PHYS_PFN(phys)))
 		return DMA_MAPPING_ERROR;
-	return softcard_map(dev, phys_to_virt(phys), size, *dev->dma_mask, direction);
+	return softcard_map(dev, phys_to_virt(phys), size, *dev->dma_mask, direction, false);
 }
 
 static void softcard_unmap_memory(struct device *dev, dma_addr_t address, size_t size,
@@ -305,7 +300,7 @@ static void *softcard_alloc(struct device *dev, size_t size, dma_addr_t *address
 	if (!memory)
 		return NULL;
 	*address = softcard_map(dev, memory, PAGE_ALIGN(size), dev->coherent_dma_mask,
-				DMA_BIDIRECTIONAL);
+				DMA_BIDIRECTIONAL, true);
 	if (*address == DMA_MAPPING_ERROR) {
 		free_pages_exact(memory, PAGE_ALIGN(size));
 		return NULL;
@@ -338,7 +333,7 @@ static struct page *softcard_alloc_pages(struct device *dev, size_t size, dma_ad
 
 	if (!memory)
 		return NULL;
-	*address = softcard_map(dev, memory, size, dev->coherent_dma_mask, direction);
+	*address = softcard_map(dev, memory, size, dev->coherent_dma_mask, direction, false);
 	if (*address == DMA_MAPPING_ERROR) {
 		free_pages_exact(memory, size);
 		return NULL;
@@ -447,72 +442,6 @@ void softcard_dma_detach(struct softcard_function *function)
 	if (left)
 		pr_warn("softcard %x: the driver of function %u has left %lu mappings\n",
 			function->card->domain, function->number, left);
-}
-
-/* One piece in one page of the driver's memory, which the lock keeps mapped. */
-static int softcard_transfer_piece(struct softcard_dma_space *space, u64 address, void *memory,
-				   size_t length, bool write)
-{
-	struct softcard_mapping *mapping;
-	unsigned long flags;
-	int err = 0;
-	void *at;
-
-	read_lock_irqsave(&space->lock, flags);
-	mapping = softcard_find(space, address);
-	if (!mapping || address < mapping->address ||
-	    address + length > mapping->address + mapping->size ||
-	    mapping->direction == (write ? DMA_TO_DEVICE : DMA_FROM_DEVICE)) {
-		err = -EPERM;
-	} else {
-		at = mapping->memory + (address - mapping->address);
-		if (write)
-			memcpy(at, memory, length);
-		else
-			memcpy(memory, at, length);
-	}
-	read_unlock_irqrestore(&space->lock, flags);
-	return err;
-}
-
-/**
- * softcard_dma_transfer - the card accesses memory
- * @function: which
- * @address: bus address
- * @memory: the program's end of it
- * @length: bytes
- * @write: to the driver's memory
- * @bounce: a page. User space is not copied to and from directly: its page faults cannot be taken
- *	under the lock, and drivers map slab objects, which hardened usercopy forbids.
- *
- * Return: 0, -EPERM where the driver has not mapped it, -EFAULT.
- */
-int softcard_dma_transfer(struct softcard_function *function, u64 address, void __user *memory,
-			  size_t length, bool write, void *bounce)
-{
-	struct softcard_dma_space *space = function->dma;
-
-	if (address + length < address)
-		return -EPERM;
-	while (length) {
-		size_t piece = min_t(size_t, length, PAGE_SIZE - offset_in_page(address));
-		int err;
-
-		if (write && copy_from_user(bounce, memory, piece))
-			return -EFAULT;
-		err = softcard_transfer_piece(space, address, bounce, piece, write);
-		if (err)
-			return err;
-		if (!write && copy_to_user(memory, bounce, piece))
-			return -EFAULT;
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		cond_resched();
-		address += piece;
-		memory += piece;
-		length -= piece;
-	}
-	return 0;
 }
 
 int softcard_dma_set_function(struct softcard_function *function)

@@ -8,7 +8,8 @@
  * bar.c	accesses to BARs
  * irq.c	Linux interrupts: MSI-X, MSI and INTx
  * mask.c	masks and pending bits
- * dma.c	DMA confined to what drivers have mapped
+ * dma.c	bus addresses: what drivers have mapped for DMA
+ * transfer.c	the card's accesses to that
  * trap.c	accesses to BARs by the kernel: addresses that fault, and what is done then
  * insn.c	the instructions that make them
  * map.c	BARs that programs have mapped
@@ -82,9 +83,27 @@ struct softcard_memory {
 };
 
 /**
+ * struct softcard_mapping - what a driver has mapped
+ * @address: bus address
+ * @size: bytes
+ * @memory: the memory, in the kernel's direct map
+ * @direction: what the card may do
+ * @coherent: memory of softcard_alloc(), which the card's program may map
+ * @guard: pages behind it that are kept free: one, but in a list where another mapping follows
+ */
+struct softcard_mapping {
+	u64 address;
+	size_t size;
+	void *memory;
+	enum dma_data_direction direction;
+	unsigned int guard;
+	bool coherent;
+};
+
+/**
  * struct softcard_dma_space - the bus addresses of a function
- * @lock: protects everything here. A card's access holds it for reading, one page at a time, so
- *	that nothing is accessed any more when an unmapping returns.
+ * @lock: protects everything here. A card's access holds it for reading, some pages at a time, so that
+ *	nothing is accessed any more when an unmapping returns.
  * @used: pages of bus addresses that are mapped, or guard those
  * @next: where to look for free ones: addresses are used again as late as possible
  * @leaf: which mapping a page belongs to
@@ -301,8 +320,12 @@ int softcard_dma_set_function(struct softcard_function *function);
 void softcard_dma_free_function(struct softcard_function *function);
 void softcard_dma_attach(struct softcard_function *function, struct pci_dev *pdev);
 void softcard_dma_detach(struct softcard_function *function);
+struct softcard_mapping *softcard_dma_find(struct softcard_dma_space *space, u64 address);
+
+/* transfer.c */
 int softcard_dma_transfer(struct softcard_function *function, u64 address, void __user *memory,
-			  size_t length, bool write, void *bounce);
+			  size_t length, bool write);
+int softcard_dma_mmap(struct softcard *card, struct vm_area_struct *vma);
 
 /* trap.c */
 int softcard_trap_init(void);

@@ -16,7 +16,7 @@
 
 #include "softcard.h"
 
-#define SEGMENTS_AT_ONCE	256
+#define SEGMENTS_AT_ONCE	16
 #define MAX_LINK_WIDTH		32
 
 static struct softcard_function *softcard_function_of(struct softcard *card, u32 number)
@@ -227,10 +227,10 @@ static int softcard_send_error(struct softcard *card, void __user *arg)
 	return 0;
 }
 
-static int softcard_dma_segments(struct softcard_function *function, struct softcard_dma *dma,
-				 struct softcard_segment *segments, void *bounce)
+static int softcard_dma_segments(struct softcard_function *function, struct softcard_dma *dma)
 {
 	struct softcard_segment __user *from = u64_to_user_ptr(dma->segments);
+	struct softcard_segment segments[SEGMENTS_AT_ONCE];
 	unsigned int at, i, count;
 	int err;
 
@@ -246,7 +246,7 @@ static int softcard_dma_segments(struct softcard_function *function, struct soft
 				return -EINVAL;
 			err = softcard_dma_transfer(function, segment->address,
 						    u64_to_user_ptr(segment->memory),
-						    segment->length, write, bounce);
+						    segment->length, write);
 			if (err == -EPERM)
 				pr_warn_ratelimited("softcard %x: DMA fault: function %u %s %u bytes at %#llx, which its driver has not mapped for that\n",
 						    function->card->domain, function->number,
@@ -262,10 +262,8 @@ static int softcard_dma_segments(struct softcard_function *function, struct soft
 
 static int softcard_dma_user(struct softcard *card, void __user *arg)
 {
-	struct softcard_segment *segments;
 	struct softcard_function *function;
 	struct softcard_dma dma;
-	void *bounce;
 	int err;
 
 	if (copy_from_user(&dma, arg, sizeof(dma)))
@@ -276,14 +274,7 @@ static int softcard_dma_user(struct softcard *card, void __user *arg)
 		return -EINVAL;
 	if (READ_ONCE(card->state) == SOFTCARD_NEW || READ_ONCE(card->dead))
 		return -ENXIO;
-	segments = kmalloc_array(min_t(u32, dma.count, SEGMENTS_AT_ONCE), sizeof(*segments),
-				 GFP_KERNEL_ACCOUNT);
-	bounce = (void *)__get_free_page(GFP_KERNEL_ACCOUNT);
-	err = -ENOMEM;
-	if (segments && bounce)
-		err = softcard_dma_segments(function, &dma, segments, bounce);
-	free_page((unsigned long)bounce);
-	kfree(segments);
+	err = softcard_dma_segments(function, &dma);
 	if (copy_to_user(arg, &dma, sizeof(dma)))
 		return -EFAULT;
 	return err;
@@ -494,8 +485,10 @@ static int softcard_card_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct softcard *card = file->private_data;
 
+	if (vma->vm_pgoff)
+		return softcard_dma_mmap(card, vma);
 	/* A copy after fork() would be another program's. */
-	if (vma->vm_pgoff || !(vma->vm_flags & VM_SHARED))
+	if (!(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
 	vm_flags_set(vma, VM_DONTCOPY);

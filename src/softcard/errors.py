@@ -24,12 +24,14 @@ class DmaError(SoftcardError):
     Attributes:
         address: bus address of the first byte.
         length: number of bytes asked for.
+        done: where many pieces were asked for at once, those that were transferred before.
     """
 
-    def __init__(self, address: int, length: int, why: str) -> None:
+    def __init__(self, address: int, length: int, why: str, *, done: int = 0) -> None:
         super().__init__(f"DMA of {length} bytes at bus address {address:#x}: {why}")
         self.address = address
         self.length = length
+        self.done = done
 
 
 class StateError(SoftcardError):

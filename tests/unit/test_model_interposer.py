@@ -116,6 +116,9 @@ class Watcher:
     def dma_read_many(self, segments: Sequence[tuple[int, int]]) -> list[bytes]:
         return [self.dma_read(address, length) for address, length in segments]
 
+    def dma_move(self, segments: int, count: int) -> None:
+        self.upstream.dma_move(segments, count)
+
     def dma_write_many(self, segments: Sequence[tuple[int, bytes | memoryview]]) -> None:
         for address, data in segments:
             self.dma_write(address, data)

@@ -8,6 +8,7 @@ programs MSI-X, MSI or INTx, reads and writes. Time is virtual: it passes only i
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import heapq
 import mmap
 import os
@@ -23,7 +24,14 @@ from softcard.model.atomic import apply_atomic
 from softcard.model.card import Card
 from softcard.model.endpoint import HandlerError
 from softcard.model.function import Function
-from softcard.model.link import AtomicOp, LinkFeatures, ResetKind, all_ones
+from softcard.model.link import (
+    SEGMENT,
+    TO_BUS,
+    AtomicOp,
+    LinkFeatures,
+    ResetKind,
+    all_ones,
+)
 from softcard.model.loop import CardLoop
 from softcard.pcie.config import BAR_COUNT
 
@@ -43,11 +51,13 @@ WINDOW = 1 << 24
 
 @dataclass(frozen=True)
 class DmaBuffer:
-    """Memory that a test has mapped for DMA: `view` is its content, at bus address `address`."""
+    """Memory that a test has mapped for DMA: `view` is its content, at bus address `address`;
+    `announced` where cards were told of it."""
 
     address: int
     view: memoryview
     file_offset: int = 0
+    announced: bool = True
 
 
 class _MemoryFile:
@@ -155,7 +165,7 @@ class SimulatedBus:
         try:
             slot.reset(ResetKind.POWER_ON)
             for device in slot.devices:
-                for buffer in self._buffers:
+                for buffer in [buffer for buffer in self._buffers if buffer.announced]:
                     device.link.memory_added(buffer.address, len(buffer.view))
                 device.enumerate()
         except BaseException:
@@ -165,13 +175,15 @@ class SimulatedBus:
 
     # Memory.
 
-    def alloc(self, size: int, *, address_bits: int = 64) -> DmaBuffer:
+    def alloc(self, size: int, *, address_bits: int = 64, announced: bool = True) -> DmaBuffer:
         """Map `size` bytes of zeroed memory for DMA, page-aligned; a gap follows it.
 
         Args:
             size: bytes.
             address_bits: what the card can address, as a driver says with its DMA mask; memory
                 is above 4 GiB where it can be.
+            announced: tell cards of it. Not all of a driver's memory is announced by a bus that
+                shares none but moves memory for its cards.
 
         Raises:
             MemoryError: no addresses are left below that limit.
@@ -185,9 +197,9 @@ class SimulatedBus:
                 raise MemoryError(f"no {size} bytes are left below address 1 << {address_bits}")
         if self._file is None:
             self._file = _MemoryFile()
-        buffer = DmaBuffer(address, *self._file.allocate(size))
+        buffer = DmaBuffer(address, *self._file.allocate(size), announced)
         self._buffers.append(buffer)
-        for slot in self._slots:
+        for slot in self._slots if announced else ():
             with slot.calling:
                 for device in slot.devices:
                     device.link.memory_added(address, size)
@@ -196,7 +208,7 @@ class SimulatedBus:
     def free(self, buffer: DmaBuffer) -> None:
         """Unmap memory; a DMA to it is a fault from now on."""
         self._buffers.remove(buffer)
-        for slot in self._slots:
+        for slot in self._slots if buffer.announced else ():
             with slot.calling:
                 for device in slot.devices:
                     device.link.memory_removed(buffer.address, len(buffer.view))
@@ -213,6 +225,11 @@ class SimulatedBus:
         if self.calls or threading.get_ident() != self._thread:
             self._unseen_faults.append(fault)
         raise fault
+
+    def announced(self, address: int, length: int) -> bool:
+        """Whether cards were told of this memory."""
+        buffer = self._find(address, length)
+        return buffer is not None and buffer.announced
 
     def memory_file(self, address: int, length: int) -> tuple[int, int] | None:
         """The file that holds mapped memory, and where; see `Upstream.dma_file`."""
@@ -499,8 +516,26 @@ class SimulatedDevice:
         for address, data in segments:
             self.dma_write(address, data)
 
+    def dma_move(self, segments: int, count: int) -> None:
+        """See `Upstream.dma_move`."""
+        for index in range(count):
+            segment = ctypes.string_at(segments + index * SEGMENT.size, SEGMENT.size)
+            address, place, length, flags = SEGMENT.unpack(segment)
+            own = memoryview((ctypes.c_char * length).from_address(place)).cast("B")
+            try:
+                theirs = self.bus.memory(address, length)
+            except DmaError as error:
+                error.done = index
+                raise
+            if flags == TO_BUS:
+                theirs[:] = own
+            else:
+                own[:] = theirs
+
     def dma_map(self, address: int, length: int) -> memoryview:
         """See `Upstream.dma_map`."""
+        if self.features.moves and not self.bus.announced(address, length):
+            raise DmaError(address, length, "the test has not announced this memory")
         return self.bus.memory(address, length)
 
     def dma_file(self, address: int, length: int) -> tuple[int, int] | None:

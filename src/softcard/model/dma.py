@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 
 from softcard.errors import DmaError
-from softcard.model.link import AtomicOp, Upstream
+from softcard.model.link import SEGMENT, AtomicOp, Upstream
 
 
 class Dma:
@@ -56,6 +57,11 @@ class Dma:
         return self._upstream is not None and self._upstream.features.shared_memory
 
     @property
+    def moves(self) -> bool:
+        """Whether `move` works on this bus, and `map` does for memory that it announced."""
+        return self._upstream is not None and self._upstream.features.moves
+
+    @property
     def shares_bars(self) -> bool:
         """Whether the driver's side may have mapped the plain memory of BARs."""
         return self._upstream is not None and self._upstream.features.shared_ranges
@@ -85,12 +91,33 @@ class Dma:
             address, data = segments[0]
             self._bus(address, len(data)).dma_write_many(segments)
 
+    def move(self, segments: int, count: int) -> None:
+        """Move memory straight between this process and the driver; see `Upstream.dma_move`."""
+        if self._upstream is None or not self._enabled:
+            self._bus(*SEGMENT.unpack(ctypes.string_at(segments, SEGMENT.size))[::2])
+        else:
+            self._upstream.dma_move(segments, count)
+
     def map(self, address: int, length: int) -> memoryview:
         """The memory itself, without a copy, writable.
 
         It may be used until `Function.on_memory_removed` names it or the card is unplugged.
         """
         return self._bus(address, length).dma_map(address, length)
+
+    def view(self, address: int, length: int) -> memoryview | None:
+        """The same; None where the bus does not share this memory.
+
+        Raises:
+            DmaError: where it shares all, and the driver has not mapped this.
+        """
+        if self.shared:
+            return self.map(address, length)
+        found = self.window(address) if self.moves else None
+        if found is None:
+            return None
+        offset = address - found[0]
+        return found[1][offset : offset + length] if offset + length <= len(found[1]) else None
 
     def window(self, address: int) -> tuple[int, memoryview] | None:
         """All of the memory around `address` that the bus announced as one, and the bus address

@@ -11,6 +11,7 @@ Offsets and addresses are in bytes, values little-endian integers.
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,6 +42,14 @@ class AtomicOp(enum.Enum):
     COMPARE_AND_SWAP = "compare and swap"
 
 
+SEGMENT = struct.Struct("<2Q2I")
+"""A segment of `Upstream.dma_move`: bus address, address in this process, bytes, and `TO_BUS` where
+they go to the bus address, or 0 where they come from there."""
+TO_BUS = 1
+MAX_SEGMENTS = 65536
+"""Segments of one call."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinkFeatures:
     """What a bus can do.
@@ -56,6 +65,9 @@ class LinkFeatures:
         shared_ranges: the bus maps a BAR's plain memory, so that accesses to it make no call.
         announces_memory: `Downstream.memory_added` tells of all memory that DMA can reach;
             otherwise the driver's buffers come and go untold.
+        moves: `Upstream.dma_move` works. `Upstream.dma_map` then does for memory that
+            `Downstream.memory_added` names, which is where drivers keep rings and lists, even
+            where `shared_memory` is not set.
     """
 
     bus: str
@@ -65,6 +77,7 @@ class LinkFeatures:
     shared_memory: bool = True
     shared_ranges: bool = False
     announces_memory: bool = True
+    moves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,11 @@ class Upstream(Protocol):
 
     def dma_write_many(self, segments: Sequence[tuple[int, bytes | memoryview]]) -> None:
         """Memory writes in their order, each of data to an address; see `dma_read_many`."""
+
+    def dma_move(self, segments: int, count: int) -> None:
+        """Move memory by one call, with `count` segments at address `segments` of this process,
+        each laid out as `SEGMENT`. Raises `DmaError`, whose `done` says how many were moved, where
+        the next one is not allowed. Only where `LinkFeatures.moves` is set."""
 
     def dma_map(self, address: int, length: int) -> memoryview:
         """The memory itself, valid until `Downstream.memory_removed` names it or the card is

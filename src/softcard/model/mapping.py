@@ -30,7 +30,7 @@ class Mapping:
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self._mmap = mmap.mmap(fd, size, prot=access, offset=offset)
         self.view = memoryview(self._mmap)
-        self.address = _address(self._mmap)
+        self.address = address_of(self._mmap)
         self.size = size
         self.lost = False
         survive_faults().add(self)
@@ -48,7 +48,8 @@ class Mapping:
         survive_faults().remove(self)
 
 
-def _address(mapped: mmap.mmap) -> int:
+def address_of(mapped: mmap.mmap) -> int:
+    """Where memory is mapped in this process; also of what may not be written."""
     holder, buffer = ctypes.py_object(mapped), _Buffer()
     ctypes.pythonapi.PyObject_GetBuffer(holder, ctypes.byref(buffer), 0)
     address = int(buffer.buf)

@@ -298,6 +298,19 @@ struct softcard_dma {
 	__u64	reserved[2];
 };
 
+/*
+ * SOFTCARD_MAP_COHERENT() - the offset of coherent memory for mmap() of a card's descriptor
+ * @function: 0 to 7
+ * @address: bus address, as SOFTCARD_OP_DMA_ADDED told it
+ *
+ * The length is that of the entry; the mapping is shared. Offset 0 is the ring. ENXIO tells that
+ * the driver has no such memory, or has freed it meanwhile. What it frees while it is mapped leads
+ * nowhere from then on, and is the program's alone until it is unmapped.
+ */
+#define SOFTCARD_MAP_FUNCTION	(1ULL << 48)
+#define SOFTCARD_MAP_COHERENT(function, address) \
+	(((function) + 1) * SOFTCARD_MAP_FUNCTION + (address))
+
 #define SOFTCARD_IOC		0xE5
 
 /* On /dev/softcard. */

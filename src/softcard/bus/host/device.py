@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from softcard.bus.host import uapi
 from softcard.errors import DmaError, PlugError
-from softcard.model.link import SharedRange
+from softcard.model.link import MAX_SEGMENTS, SEGMENT, TO_BUS, SharedRange
+from softcard.model.mapping import address_of
 
 ARENA_SIZE = 4 << 20
-ARENA_DATA = uapi.SEGMENT.size * uapi.MAX_SEGMENTS
+ARENA_DATA = SEGMENT.size * MAX_SEGMENTS
 
 
 def open_device() -> int:
@@ -93,8 +94,24 @@ class Device:
         # Pinned by the kernel: the mapping itself is needed no longer than the call.
         with mmap.mmap(area.fd, area.size, offset=area.fd_offset) as memory:
             kind = uapi.RANGE_SHADOW if area.shadow else uapi.RANGE_MEMORY
-            place = (area.bar, kind, 0, area.offset, area.size, _address(memory))
+            place = (area.bar, kind, 0, area.offset, area.size, address_of(memory))
             fcntl.ioctl(self.fd, uapi.ADD_RANGE, uapi.RANGE.pack(function, *place))
+
+    def move(self, function: int, segments: int, count: int) -> None:
+        """Have the kernel move segments; see `Upstream.dma_move`.
+
+        Raises:
+            DmaError: the driver has not mapped that, or the card is pulled.
+        """
+        request = bytearray(uapi.DMA.pack(function, 0, count, 0, segments))
+        try:
+            fcntl.ioctl(self.fd, uapi.TRANSFER, request)
+        except OSError as error:
+            done = uapi.DMA.unpack(request)[3]
+            failed = ctypes.string_at(segments + done * SEGMENT.size, SEGMENT.size)
+            address, _, length, flags = SEGMENT.unpack(failed)
+            why = _why(error, write=flags == TO_BUS)
+            raise DmaError(address, length, why, done=done) from None
 
     def plug(self, link: tuple[int, int]) -> int:
         """Plug the card in, with a link of this speed and width; returns its PCI domain."""
@@ -117,7 +134,7 @@ class Arena:
         self._device = device
         self._function = function
         self._memory = mmap.mmap(-1, ARENA_DATA + ARENA_SIZE)
-        self._address = _address(self._memory)
+        self._address = address_of(self._memory)
         self.data = memoryview(self._memory)[ARENA_DATA:]
 
     def transfer(self, segments: Sequence[tuple[int, int]], *, write: bool) -> None:
@@ -128,22 +145,12 @@ class Arena:
             DmaError: the driver has not mapped that, or the card is pulled.
         """
         at = self._address + ARENA_DATA
-        flags = uapi.DMA_WRITE if write else 0
-        memory, size, pack = self._memory, uapi.SEGMENT.size, uapi.SEGMENT.pack_into
+        flags = TO_BUS if write else 0
+        memory, size, pack = self._memory, SEGMENT.size, SEGMENT.pack_into
         for index, (address, length) in enumerate(segments):
             pack(memory, index * size, address, at, length, flags)
             at += length
-        request = bytearray(uapi.DMA.pack(self._function, 0, len(segments), 0, self._address))
-        try:
-            fcntl.ioctl(self._device.fd, uapi.TRANSFER, request)
-        except OSError as error:
-            done = uapi.DMA.unpack(request)[3]
-            address, length = segments[min(done, len(segments) - 1)]
-            raise DmaError(address, length, _why(error, write=write)) from None
-
-
-def _address(memory: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._device.move(self._function, self._address, len(segments))
 
 
 def _why(error: OSError, *, write: bool) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from softcard.bus.host import uapi
 from softcard.bus.host.description import Description
 from softcard.bus.host.device import ARENA_SIZE, Arena, Device
+from softcard.bus.host.memory import CoherentMemory
 from softcard.errors import DmaError
 from softcard.model.atomic import apply_atomic
-from softcard.model.link import AtomicOp, Downstream, LinkFeatures
+from softcard.model.link import MAX_SEGMENTS, AtomicOp, Downstream, LinkFeatures
 
 MAX_BAR = 1 << 40
 CONTROL = 2
@@ -19,7 +20,7 @@ MSIX_ENABLE, MSI_ENABLE = 1 << 15, 1 << 0
 
 FEATURES = LinkFeatures(
     bus="host", bus_owns_msix=True, max_bar_size=MAX_BAR, shared_memory=False, shared_ranges=True,
-    announces_memory=False,
+    announces_memory=False, moves=True,
 )  # fmt: skip
 
 Segments = Sequence[tuple[int, int]]
@@ -52,6 +53,7 @@ class Port:
         self._number = number
         self._description = description
         self._arena = Arena(device, number)
+        self._memory = CoherentMemory(device.fd, number)
         self._lock = threading.Lock()
         self._wired: tuple[int, int] = (uapi.MSIX, 0)
 
@@ -98,9 +100,25 @@ class Port:
 
     # DMA.
 
+    def memory_added(self, address: int, size: int) -> None:
+        """A driver has allocated coherent memory."""
+        if self._memory.add(address, size):
+            self.function.memory_added(address, size)
+
+    def memory_removed(self, address: int, size: int) -> None:
+        """It has freed it."""
+        if address in self._memory:
+            self.function.memory_removed(address, size)
+            self._memory.remove(address)
+
+    def close(self) -> None:
+        """The card is unplugged."""
+        self._memory.close()
+
     def dma_read(self, address: int, length: int) -> bytes:
         """See `Upstream.dma_read`."""
-        return self.dma_read_many([(address, length)])[0]
+        view = self._memory.find(address, length)
+        return self.dma_read_many([(address, length)])[0] if view is None else bytes(view)
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """See `Upstream.dma_write`."""
@@ -135,7 +153,15 @@ class Port:
 
     def dma_map(self, address: int, length: int) -> memoryview:
         """See `Upstream.dma_map`."""
-        raise DmaError(address, length, "the host bus shares no memory: read and write it")
+        view = self._memory.find(address, length)
+        if view is None:
+            why = "the driver has not allocated it to be shared: read and write it"
+            raise DmaError(address, length, why)
+        return view
+
+    def dma_move(self, segments: int, count: int) -> None:
+        """See `Upstream.dma_move`."""
+        self._device.move(self._number, segments, count)
 
     def dma_file(self, address: int, length: int) -> tuple[int, int] | None:
         """See `Upstream.dma_file`."""
@@ -153,7 +179,7 @@ class Port:
 
 def _batches(segments: Segments) -> list[list[tuple[int, int]]]:
     """The same in pieces that the arena has room for."""
-    if len(segments) <= uapi.MAX_SEGMENTS and sum(n for _, n in segments) <= ARENA_SIZE:
+    if len(segments) <= MAX_SEGMENTS and sum(n for _, n in segments) <= ARENA_SIZE:
         return [list(segments)]
     batches: list[list[tuple[int, int]]] = [[]]
     room = ARENA_SIZE
@@ -162,7 +188,7 @@ def _batches(segments: Segments) -> list[list[tuple[int, int]]]:
             part = min(length, room)
             batches[-1].append((address, part))
             address, length, room = address + part, length - part, room - part
-            if not room or len(batches[-1]) == uapi.MAX_SEGMENTS:
+            if not room or len(batches[-1]) == MAX_SEGMENTS:
                 batches.append([])
                 room = ARENA_SIZE
             if not length:

@@ -102,6 +102,10 @@ class Ring:
         elif code == uapi.HOT_RESET:
             for each in self._ports:
                 each.function.reset(ResetKind.HOT)
+        elif code == uapi.DMA_ADDED:
+            port.memory_added(offset, value)
+        elif code == uapi.DMA_REMOVED:
+            port.memory_removed(offset, value)
         elif code == uapi.ADDED:
             self._added()
         elif code == uapi.GONE:

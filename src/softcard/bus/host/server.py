@@ -54,6 +54,7 @@ class CardServer:
             raise
         self._loop = CardLoop()
         self._loop.set_exception_handler(self.card.report_from_loop)
+        self._ports: list[Port] = []
         try:
             self._ring = self._plug()
         except OSError as error:
@@ -80,6 +81,7 @@ class CardServer:
             Port(device, function.link, number, description, self.pull)
             for number, (function, description) in enumerate(zip(functions, found, strict=True))
         ]
+        self._ports = ports
         self.card.plugged(self._loop, ports)
         for function in functions:
             function.link.reset(ResetKind.POWER_ON)
@@ -145,6 +147,8 @@ class CardServer:
         if self.card.current_loop is not None:
             self.card.unplugged()
         self._loop.shut_down()
+        for port in self._ports:
+            port.close()
         self._device.close()
         self.card.leave_slot()
         self.gone.set()

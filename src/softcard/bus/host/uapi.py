@@ -11,7 +11,6 @@ CARD_BUS = 1
 BARS = 6
 RING_ENTRIES = 4096
 SLOTS = 256
-MAX_SEGMENTS = 65536
 
 # Where things are in the ring's mapping.
 HEAD, TAIL = 0, 64
@@ -27,7 +26,7 @@ DMA_ADDED, DMA_REMOVED, ADDED, GONE, HOT_RESET = 5, 6, 7, 8, 9
 MSIX, MSI, ASSERT, RELEASE = 0, 1, 2, 3
 
 RANGE_MEMORY, RANGE_SHADOW = 0, 1
-DMA_WRITE = 1
+MAP_FUNCTION = 1 << 48
 
 CREATE = struct.Struct("<4I48x")
 FUNCTION_INFO = struct.Struct("<2I6Q2H2B2xII5H62x")
@@ -35,7 +34,6 @@ RANGE = struct.Struct("<4I3Q32x")
 PLUG = struct.Struct("<2I2H20x")
 INTERRUPT = struct.Struct("<4I")
 EVENTFD = struct.Struct("<3Ii16x")
-SEGMENT = struct.Struct("<2Q2I")
 DMA = struct.Struct("<4IQ16x")
 ERROR = struct.Struct("<2I8x")
 

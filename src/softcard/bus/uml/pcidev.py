@@ -302,6 +302,10 @@ class PciDevice:
         for address, data in segments:
             self.dma_write(address, data)
 
+    def dma_move(self, segments: int, count: int) -> None:
+        """Not used: `LinkFeatures.moves` is not set."""
+        raise NotImplementedError
+
     def dma_map(self, address: int, length: int) -> memoryview:
         """See `Upstream.dma_map`."""
         return self.memory.map(address, length)

@@ -102,6 +102,10 @@ class Port:
 
     # DMA.
 
+    def dma_move(self, segments: int, count: int) -> None:
+        """Not used: `LinkFeatures.moves` is not set."""
+        raise NotImplementedError
+
     def dma_map(self, address: int, length: int) -> memoryview:
         """See `Upstream.dma_map`."""
         region = self.memory.at(address, length, write=True)

@@ -2,12 +2,12 @@
 """`Engine`, compiled: reads and writes between the host's memory and blocks in memory.
 
 A command's way from the doorbell to the completion is C here, for what is plain: whole buffers in
-shared memory, no flags, no interrupt. Whatever else there is, and everything that is to fail, is
+memory that is shared or that the bus moves, no flags, no interrupt. Whatever else there is, and everything that is to fail, is
 left to Python before anything of it was done; so there is one place that knows how to fail.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 from softcard.rings.ring cimport (
@@ -24,6 +24,9 @@ from softcard.cards.nvme.engine import BYTES_PER_TURN, COMMAND_COST, UNIT, Engin
 from softcard.cards.nvme.namespace import MAX_NAMESPACES
 from softcard.cards.nvme.queues import UNSEEN, CompletionQueue, SubmissionQueue
 from softcard.cards.nvme.registers import PAGE_SIZE_MIN
+from softcard.errors import DmaError
+from softcard.model.link import MAX_SEGMENTS, SEGMENT
+from softcard.model.link import TO_BUS as BUS
 
 cdef enum:
     # Sizes and opcodes; see command.py. The compiler wants to know them.
@@ -47,6 +50,10 @@ cdef enum:
     POSTS = 64
     BYTES_TOGETHER = 65536
     BYTES_TOGETHER_POLLED = 16384
+    # The flags of a segment; see link.py. Segments of one call, about as many as a full batch of
+    # large commands has.
+    TO_BUS = 1
+    SEGMENTS = 8192
     # What a run of a queue tells: it has more to do right away; Python code was called.
     MORE = 1
     CALLED = 2
@@ -55,6 +62,8 @@ cdef long TURN_BYTES = BYTES_PER_TURN
 cdef long COST = COMMAND_COST
 
 assert MAX_NAMESPACES == NAMESPACES
+assert BUS == TO_BUS
+assert SEGMENT.size == sizeof(Segment)
 
 
 cdef struct Entry:
@@ -79,6 +88,20 @@ cdef struct Space:
     Py_buffer buffer
 
 
+cdef struct Segment:
+    uint64_t address
+    uint64_t memory
+    uint32_t length
+    uint32_t flags
+
+
+cdef struct Planned:
+    # Segments up to the command's last, the bytes that it moves, and in which direction.
+    Py_ssize_t segments
+    uint64_t length
+    bint reads
+
+
 cdef class SubmissionState
 
 
@@ -88,7 +111,7 @@ cdef class CompletionState:
     cdef public uint64_t address
     cdef public long qid, size, head, tail, seen_head
     cdef public uint64_t phase
-    cdef public bint interrupts, fresh
+    cdef public bint interrupts, fresh, mapped
     cdef public object backlog, users
 
     cdef inline long room(self) noexcept:
@@ -117,7 +140,7 @@ cdef class SubmissionState:
 
     cdef public uint64_t address
     cdef public long qid, size, head, tail, seen_tail
-    cdef public bint waiting
+    cdef public bint waiting, mapped
     cdef public CompletionState cq
 
     cdef inline bint takes_tail(self, uint32_t tail) noexcept:
@@ -164,12 +187,20 @@ cdef class Core:
     """The compiled half of `CompiledEngine`."""
 
     cdef public bint running, inspecting
-    cdef object _memory, _namespaces, _health, _executor
+    cdef object _memory, _namespaces, _health, _executor, _dma
     cdef Windows _windows
     cdef Space _spaces[NAMESPACES + 1]
     cdef Piece *_pieces
     cdef Py_ssize_t _piece_count
     cdef uint64_t _page_size, _max_transfer
+    # The bus moves memory: segments for all commands of a batch, and where the next one begins in
+    # this process.
+    cdef bint _moving
+    cdef Segment *_segments
+    cdef Py_ssize_t _segment_count, _segment_first, _segments_max
+    cdef uint32_t _direction
+    cdef char *_place
+    cdef Planned _planned[POSTS]
     # Memory of the host was forgotten since the queue that runs was found.
     cdef bint _forgotten
     cdef uint64_t _reads, _writes, _bytes_read, _bytes_written, _busy
@@ -177,9 +208,11 @@ cdef class Core:
     def __dealloc__(self):
         self._drop_spaces()
         free(self._pieces)
+        free(self._segments)
 
     def set_up(self, dma, memory, namespaces, health, executor, uint64_t max_transfer):
         """Called once."""
+        self._dma = dma
         self._windows = Windows(dma)
         self._memory = memory
         self._namespaces = namespaces
@@ -187,8 +220,11 @@ cdef class Core:
         self._executor = executor
         self._max_transfer = max_transfer
         self._pieces = <Piece *>calloc(max_transfer // PAGE_SIZE_MIN + 2, sizeof(Piece))
-        if self._pieces == NULL:
+        self._segments_max = max_transfer // PAGE_SIZE_MIN + 2
+        self._segments = <Segment *>calloc(SEGMENTS + self._segments_max, sizeof(Segment))
+        if self._pieces == NULL or self._segments == NULL:
             raise MemoryError
+        assert SEGMENTS + self._segments_max <= MAX_SEGMENTS
 
     def namespaces_changed(self):
         """See `Namespaces.changed`."""
@@ -267,7 +303,7 @@ cdef class Core:
         cdef CompletionState cq = sq.cq
         cdef uint32_t tail = ring_load32(words + sq.qid * DOORBELL_PAIR)
         cdef uint32_t head = ring_load32(words + cq.qid * DOORBELL_PAIR + DOORBELL_PAIR // 2)
-        if sq.qid == 0 or heads or not sq.takes_tail(tail):
+        if sq.qid == 0 or heads or not (sq.mapped and cq.mapped and sq.takes_tail(tail)):
             doorbells.check(sq)
             return False
         if head != <uint32_t>cq.seen_head:
@@ -298,7 +334,11 @@ cdef class Core:
             index, value = <tuple>doorbell
             if not index & 1:
                 sq = sqs.get(index >> 1)
-                if sq is None or not index or not sq.takes_tail(value):
+                if (
+                    sq is None
+                    or not index
+                    or not (sq.mapped and sq.cq.mapped and sq.takes_tail(value))
+                ):
                     left.append(doorbell)
                 else:
                     sq.tail = value
@@ -337,7 +377,8 @@ cdef class Core:
 
     cdef bint _may_run(self) except -1:
         self._page_size = self._memory.page_size
-        return self._memory.shared
+        self._moving = self._memory.moves
+        return self._moving or self._memory.shared
 
     cdef int _run(self, SubmissionState sq, uint64_t together) except -1:
         """Run a queue, and post completions of so many bytes together; `MORE` and `CALLED`."""
@@ -355,6 +396,8 @@ cdef class Core:
         cdef char *entries
         cdef uint64_t *words
         self._forgotten = False
+        if self._moving:
+            return self._run_moving(sq)
         if not self._find(sq, &entries, &words):
             return CALLED | (MORE if Engine.run(self, sq) else 0)
         while sq.head != sq.tail and room and budget > 0:
@@ -398,6 +441,93 @@ cdef class Core:
         post_all(cq, words, posts, posted)
         return result | (MORE if room and sq.head != sq.tail else 0)
 
+    cdef int _run_moving(self, SubmissionState sq) except -1:
+        """The same where the bus moves memory: a batch of commands by one call."""
+        cdef CompletionState cq = sq.cq
+        cdef long room, offset, budget = TURN_BYTES
+        cdef int planned, moved, result = 0
+        cdef uint64_t posts[POSTS]
+        cdef char *entries
+        cdef uint64_t *words
+        while True:
+            if not self._find(sq, &entries, &words):
+                return CALLED | (MORE if Engine.run(self, sq) else 0)
+            room = 0 if cq.backlog else cq.room()
+            if sq.head == sq.tail or not room or budget <= 0:
+                return result | (MORE if room and sq.head != sq.tail else 0)
+            planned = 0 if self.inspecting else self._plan(sq, entries, posts, room, &budget)
+            if planned:
+                moved = self._transfer(planned)
+                post_all(cq, words, posts, moved)
+                if moved == planned:
+                    continue
+                # Python finds out what is wrong with this one; those behind it are to come yet.
+                sq.head = <long>(posts[moved] & 0xFFFF) - 1
+                if sq.head < 0:
+                    sq.head = sq.size - 1
+            result = CALLED
+            offset = sq.head * ENTRY_SIZE
+            sq.head += 1
+            if sq.head == sq.size:
+                sq.head = 0
+            if not (self.inspecting and self._executor.inspect(sq, offset)):
+                budget -= <long>self._executor.execute(sq, offset) + COST
+            if self._forgotten:
+                return CALLED
+
+    cdef int _plan(
+        self, SubmissionState sq, const char *entries, uint64_t *posts, long room, long *budget
+    ) except -1:
+        """Plan plain commands as far as they go; how many. Their completions are in `posts`."""
+        cdef uint64_t sq_id = <uint64_t>sq.qid << SQ_ID_SHIFT
+        cdef uint64_t moved
+        cdef int planned = 0
+        cdef Entry entry
+        self._segment_count = 0
+        while (
+            sq.head != sq.tail
+            and planned < POSTS
+            and planned < room
+            and budget[0] > 0
+            and self._segment_count < SEGMENTS
+        ):
+            ring_fetch(&entry, entries + sq.head * ENTRY_SIZE, ENTRY_SIZE)
+            self._segment_first = self._segment_count
+            moved = self._move(&entry, NULL)
+            if not moved:
+                self._segment_count = self._segment_first
+                break
+            sq.head += 1
+            if sq.head == sq.size:
+                sq.head = 0
+            posts[planned] = <uint64_t>sq.head | sq_id | <uint64_t>entry.cid << CID_SHIFT
+            self._planned[planned] = Planned(self._segment_count, moved, entry.opcode == READ)
+            planned += 1
+            budget[0] -= moved
+        return planned
+
+    cdef int _transfer(self, int planned) except -1:
+        """Move the data of planned commands; how many of these were moved as a whole."""
+        cdef Py_ssize_t done = self._segment_count
+        cdef int index
+        try:
+            self._dma.move(<uintptr_t>self._segments, done)
+        except DmaError as error:
+            done = error.done
+        for index in range(planned):
+            if self._planned[index].segments > done:
+                return index
+            self._tally(self._planned[index].reads, self._planned[index].length)
+        return planned
+
+    cdef inline void _tally(self, bint reads, uint64_t length) noexcept:
+        if reads:
+            self._reads += 1
+            self._bytes_read += length
+        else:
+            self._writes += 1
+            self._bytes_written += length
+
     cdef bint _find(self, SubmissionState sq, char **entries, uint64_t **words) except -1:
         """Both rings of a queue; whether they are memory that C can reach."""
         cdef CompletionState cq = sq.cq
@@ -406,8 +536,9 @@ cdef class Core:
         return entries[0] != NULL and words[0] != NULL
 
     cdef int64_t _move(self, const Entry *entry, const char *following) except -1:
-        """Move the data of a plain read or write; how many bytes, 0 where Python has to look at
-        the command. `following` will probably be read next."""
+        """Move the data of a plain read or write, or add its segments where the bus does that; how
+        many bytes, 0 where Python has to look at the command. `following` will probably be read
+        next."""
         cdef const Space *space
         cdef uint64_t count, length
         cdef char *blocks
@@ -427,18 +558,20 @@ cdef class Core:
             length > self._max_transfer
             or entry.slba >= space.blocks
             or count > space.blocks - entry.slba
-            or not self._locate(entry.prp1, entry.prp2, length)
         ):
             return 0
         blocks = space.data + (entry.slba << space.shift)
+        self._place = blocks
+        self._direction = TO_BUS if entry.opcode == READ else 0
+        if not self._locate(entry.prp1, entry.prp2, length):
+            return 0
+        if self._moving:
+            return length
         if entry.opcode == READ:
             scatter(self._pieces, self._piece_count, blocks, following)
-            self._reads += 1
-            self._bytes_read += length
         else:
             gather(blocks, self._pieces, self._piece_count)
-            self._writes += 1
-            self._bytes_written += length
+        self._tally(entry.opcode == READ, length)
         return length
 
     cdef inline const char *_blocks(self, const Entry *entry) noexcept:
@@ -498,6 +631,9 @@ cdef class Core:
 
     cdef inline bint _add(self, uint64_t address, uint64_t length) except -1:
         """Add a piece to the data buffer; whether it is memory that C can reach."""
+        if self._moving:
+            self._add_segment(address, length)
+            return True
         cdef char *data = self._windows.at(address, length)
         cdef Piece *last = self._pieces + self._piece_count - 1
         if data == NULL:
@@ -509,6 +645,20 @@ cdef class Core:
             last[1].size = length
             self._piece_count += 1
         return True
+
+    cdef inline void _add_segment(self, uint64_t address, uint64_t length) noexcept:
+        cdef Segment *last = self._segments + self._segment_count - 1
+        if (
+            self._segment_count > self._segment_first
+            and last.address + last.length == address
+        ):
+            last.length += <uint32_t>length
+        else:
+            last[1] = Segment(
+                address, <uintptr_t>self._place, <uint32_t>length, self._direction
+            )
+            self._segment_count += 1
+        self._place += length
 
     cdef int _count(self) except -1:
         """Tell the health log what was done."""
@@ -530,6 +680,7 @@ class CompiledEngine(Core, Engine):
 
     submission_queue = CompiledSubmissionQueue
     completion_queue = CompiledCompletionQueue
+    moves = True
 
     def __init__(self, memory, namespaces, health, executor, *, max_transfer):
         Engine.__init__(self, memory, namespaces, health, executor, max_transfer=max_transfer)

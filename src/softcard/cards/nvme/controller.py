@@ -250,7 +250,7 @@ class Controller:
         self.engine.running = True
         try:
             sq.fetch()
-            if sq.qid and not self.memory.shared:
+            if sq.qid and not self.memory.shared and not (self.engine.moves and self.memory.moves):
                 self.memory.ahead.prepare(self.io.transfers(sq))
             more = self.engine.run(sq) if sq.qid else self._run_admin(sq)
         except DmaError as error:

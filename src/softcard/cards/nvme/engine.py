@@ -74,12 +74,14 @@ class Engine:
 
     Attributes:
         submission_queue, completion_queue: the classes of the queues that it runs.
+        moves: it moves the data of commands by `Dma.move` where the bus can.
         running: a queue is being run.
         inspecting: every command is shown to `Executor.inspect` first.
     """
 
     submission_queue: ClassVar[type[SubmissionQueue]] = SubmissionQueue
     completion_queue: ClassVar[type[CompletionQueue]] = CompletionQueue
+    moves: ClassVar[bool] = False
 
     running: bool
     inspecting: bool

@@ -25,6 +25,8 @@ class HostMemory:
         dma: where it is found.
         pages: views of whole pages by their address, those looked up so far.
         page_size: bytes of a memory page (CC.MPS).
+        shared: the bus shares all memory.
+        moves: it does not, but moves memory by `Dma.move`.
         ahead: what was read before it is needed, where the bus shares no memory.
     """
 
@@ -32,6 +34,7 @@ class HostMemory:
         self.pages: dict[int, memoryview] = {}
         self.page_size = PAGE_SIZE_MIN
         self.shared = False
+        self.moves = False
         self.ahead = ReadAhead(self)
         self.dma = dma
 
@@ -40,6 +43,7 @@ class HostMemory:
         self.drop()
         self.page_size = page_size
         self.shared = self.dma.shared
+        self.moves = self.dma.moves and not self.shared
 
     def drop(self) -> None:
         """Forget every page."""

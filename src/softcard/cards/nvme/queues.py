@@ -24,7 +24,8 @@ class SubmissionQueue:
         address: bus address of the ring.
         size: entries.
         cq: where its commands are completed.
-        entries: the ring itself, or, where the bus shares no memory, a copy of what `fetch` got.
+        mapped: `entries` is the ring itself.
+        entries: the ring, or, where the bus does not share its memory, a copy of what `fetch` got.
         head: next entry to be fetched.
         tail: the host's tail, as far as it is known.
         waiting: it stopped because its completion queue is full.
@@ -41,8 +42,7 @@ class SubmissionQueue:
         self.waiting = False
         self.seen_tail = UNSEEN
         self._dma = dma
-        self._shared = dma.shared
-        self.entries = _ring(dma, address, size * ENTRY_SIZE)
+        self.entries, self.mapped = _ring(dma, address, size * ENTRY_SIZE)
         cq.users.add(self)
 
     @property
@@ -61,7 +61,7 @@ class SubmissionQueue:
         Raises:
             DmaError: the host no longer allows it.
         """
-        if self._shared:
+        if self.mapped:
             if not self._dma.allowed:
                 raise DmaError(self.address, self.bytes, "bus mastering is off")
             return
@@ -95,8 +95,9 @@ class CompletionQueue:
         size: entries.
         vector: interrupt vector.
         interrupts: whether completions interrupt.
-        words: the ring as 64-bit words, two for each entry; where the bus shares no memory, a copy
-            that `publish` sends.
+        mapped: `words` is the ring itself.
+        words: the ring as 64-bit words, two for each entry; where the bus does not share its
+            memory, a copy that `publish` sends.
         head: the host's head, as far as it is known.
         tail: next entry to be written.
         phase: `PHASE` or 0: what the host expects in the entry at the tail.
@@ -122,9 +123,9 @@ class CompletionQueue:
         self.backlog: deque[tuple[int, int]] = deque()
         self.seen_head = UNSEEN
         self._dma = dma
-        self._shared = dma.shared
         self._published = 0
-        self.words = _ring(dma, address, size * COMPLETION_SIZE).cast("Q")
+        memory, self.mapped = _ring(dma, address, size * COMPLETION_SIZE)
+        self.words = memory.cast("Q")
 
     @property
     def bytes(self) -> int:
@@ -183,12 +184,12 @@ class CompletionQueue:
             self.fresh = True
 
     def publish(self) -> None:
-        """Send new entries to the host where the bus shares no memory.
+        """Send new entries to the host where the bus does not share the ring.
 
         Raises:
             DmaError: the host no longer allows it.
         """
-        if self._shared:
+        if self.mapped:
             return
         writes: list[tuple[int, bytes]] = []
         while self._published != self.tail:
@@ -210,12 +211,13 @@ class CompletionQueue:
         return True
 
 
-def _ring(dma: Dma, address: int, length: int) -> memoryview:
-    """The memory of a ring.
+def _ring(dma: Dma, address: int, length: int) -> tuple[memoryview, bool]:
+    """A ring, and whether it is the memory itself, not a copy.
 
     Raises:
         DmaError: it is not, as a whole, memory that the host allows.
     """
-    if dma.shared:
-        return dma.map(address, length)
-    return memoryview(bytearray(dma.read(address, length)))
+    view = dma.view(address, length)
+    if view is not None:
+        return view, True
+    return memoryview(bytearray(dma.read(address, length))), False

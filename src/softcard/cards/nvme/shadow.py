@@ -65,9 +65,10 @@ class ShadowDoorbells(PolledDoorbells):
 
     @property
     def supported(self) -> bool:
-        """Whether the command is offered: the bus must share the host's memory, and the driver
-        use messages. INTx needs the head doorbells, which tell when to release the line."""
-        return self._allowed and self._function.dma.shared and self._interrupts.messages
+        """Whether the command is offered: the bus must share such memory, and the driver use
+        messages. INTx needs the head doorbells, which tell when to release the line."""
+        dma = self._function.dma
+        return self._allowed and (dma.shared or dma.moves) and self._interrupts.messages
 
     def _forget(self) -> None:
         self.words = self._events = memoryview(bytearray(self._length)).cast("I")

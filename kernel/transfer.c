@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The card's accesses to what drivers have mapped for DMA: copies to and from its program's memory,
+ * and coherent memory that the program maps.
+ */
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched/signal.h>
+#include <linux/uaccess.h>
+#include <linux/version.h>
+
+#include "softcard.h"
+
+/* What is copied while the lock is held, with interrupts off: a few microseconds. */
+#define PIECE		SZ_16K
+#define WORD		sizeof(u64)
+#define BLOCK		(8 * WORD)
+
+/*
+ * Copies to and from the program, with page faults disabled; what they return is less than was
+ * asked for where a page is not there.
+ *
+ * They go by words, each of which is accessed as a whole and in order: drivers look at the last word
+ * of an entry to see that all of it is there. And a processor that is emulated, as that of a virtual
+ * machine may be, takes a string instruction byte by byte. Whether the driver's memory is fit for
+ * user space is not asked: drivers map slab objects, which hardened usercopy refuses.
+ */
+static size_t softcard_copy_to(void __user *to, const void *from, size_t length)
+{
+	size_t at = 0, i;
+
+	if (!user_write_access_begin(to, length))
+		return 0;
+	for (; at < length && !IS_ALIGNED((unsigned long)from + at, WORD); at++)
+		unsafe_put_user(READ_ONCE(*(u8 *)(from + at)), (u8 __user *)(to + at), fault);
+	for (; length - at >= BLOCK; at += BLOCK)
+		for (i = 0; i < BLOCK; i += WORD)
+			unsafe_put_user(READ_ONCE(*(u64 *)(from + at + i)),
+					(u64 __user *)(to + at + i), fault);
+	for (; length - at >= WORD; at += WORD)
+		unsafe_put_user(READ_ONCE(*(u64 *)(from + at)), (u64 __user *)(to + at), fault);
+	for (; at < length; at++)
+		unsafe_put_user(READ_ONCE(*(u8 *)(from + at)), (u8 __user *)(to + at), fault);
+fault:
+	user_write_access_end();
+	return at;
+}
+
+static size_t softcard_copy_from(void *to, const void __user *from, size_t length)
+{
+	size_t at = 0, i;
+	u64 word;
+	u8 byte;
+
+	if (!user_read_access_begin(from, length))
+		return 0;
+	for (; at < length && !IS_ALIGNED((unsigned long)to + at, WORD); at++) {
+		unsafe_get_user(byte, (const u8 __user *)(from + at), fault);
+		WRITE_ONCE(*(u8 *)(to + at), byte);
+	}
+	for (; length - at >= BLOCK; at += BLOCK) {
+		for (i = 0; i < BLOCK; i += WORD) {
+			unsafe_get_user(word, (const u64 __user *)(from + at + i), fault);
+			WRITE_ONCE(*(u64 *)(to + at + i), word);
+		}
+	}
+	for (; length - at >= WORD; at += WORD) {
+		unsafe_get_user(word, (const u64 __user *)(from + at), fault);
+		WRITE_ONCE(*(u64 *)(to + at), word);
+	}
+	for (; at < length; at++) {
+		unsafe_get_user(byte, (const u8 __user *)(from + at), fault);
+		WRITE_ONCE(*(u8 *)(to + at), byte);
+	}
+fault:
+	user_read_access_end();
+	return at;
+}
+
+/**
+ * struct softcard_access - what is left of a segment
+ * @space: bus addresses of the function
+ * @address: bus address
+ * @memory: the program's end
+ * @length: bytes
+ * @write: to the driver's memory
+ */
+struct softcard_access {
+	struct softcard_dma_space *space;
+	u64 address;
+	void __user *memory;
+	size_t length;
+	bool write;
+};
+
+/*
+ * Moves at most @most bytes between the driver's memory, which the lock keeps mapped, and @bounce,
+ * or the program's memory where that is NULL. Returns how many, or -EPERM.
+ */
+static long softcard_move(const struct softcard_access *access, void *bounce, size_t most)
+{
+	struct softcard_dma_space *space = access->space;
+	struct softcard_mapping *mapping;
+	unsigned long flags;
+	u64 offset, room;
+	long moved;
+	void *at;
+
+	read_lock_irqsave(&space->lock, flags);
+	mapping = softcard_dma_find(space, access->address);
+	if (!mapping || access->address < mapping->address ||
+	    mapping->direction == (access->write ? DMA_TO_DEVICE : DMA_FROM_DEVICE))
+		goto refuse;
+	offset = access->address - mapping->address;
+	if (offset >= mapping->size)
+		goto refuse;
+	room = mapping->size - offset;
+	/* Where a mapping ends with a page, the next piece of a list may follow. */
+	if (access->length > room && offset_in_page(mapping->address + mapping->size))
+		goto refuse;
+	at = mapping->memory + offset;
+	moved = min3((u64)access->length, room, (u64)most);
+	if (bounce) {
+		if (access->write)
+			memcpy(at, bounce, moved);
+		else
+			memcpy(bounce, at, moved);
+	} else {
+		pagefault_disable();
+		if (access->write)
+			moved = softcard_copy_from(at, access->memory, moved);
+		else
+			moved = softcard_copy_to(access->memory, at, moved);
+		pagefault_enable();
+	}
+	read_unlock_irqrestore(&space->lock, flags);
+	return moved;
+
+refuse:
+	read_unlock_irqrestore(&space->lock, flags);
+	return -EPERM;
+}
+
+/* The program's page is not there, and cannot be fetched under the lock. */
+static long softcard_move_slowly(const struct softcard_access *access)
+{
+	size_t most = min_t(size_t, access->length,
+			    PAGE_SIZE - offset_in_page((unsigned long)access->memory));
+	void *bounce = (void *)__get_free_page(GFP_KERNEL_ACCOUNT);
+	long moved;
+
+	if (!bounce)
+		return -ENOMEM;
+	if (access->write && copy_from_user(bounce, access->memory, most)) {
+		moved = -EFAULT;
+		goto out;
+	}
+	moved = softcard_move(access, bounce, most);
+	if (moved > 0 && !access->write && copy_to_user(access->memory, bounce, moved))
+		moved = -EFAULT;
+out:
+	free_page((unsigned long)bounce);
+	return moved;
+}
+
+/**
+ * softcard_dma_transfer - the card accesses memory
+ * @function: which
+ * @address: bus address
+ * @memory: the program's end of it
+ * @length: bytes
+ * @write: to the driver's memory
+ *
+ * Return: 0, -EPERM where the driver has not mapped it, -EFAULT where the program has not, -ENOMEM,
+ * -EINTR where the program is being killed.
+ */
+int softcard_dma_transfer(struct softcard_function *function, u64 address, void __user *memory,
+			  size_t length, bool write)
+{
+	struct softcard_access access = {
+		.space = function->dma,
+		.address = address,
+		.memory = memory,
+		.length = length,
+		.write = write,
+	};
+
+	if (address + length < address)
+		return -EPERM;
+	while (access.length) {
+		long moved = softcard_move(&access, NULL, PIECE);
+
+		if (!moved)
+			moved = softcard_move_slowly(&access);
+		if (moved < 0)
+			return moved;
+		access.address += moved;
+		access.memory += moved;
+		access.length -= moved;
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+	}
+	return 0;
+}
+
+/* A page of coherent memory that a driver has allocated as a whole, with a reference, or NULL. */
+static struct page *softcard_coherent_page(struct softcard_dma_space *space, u64 address,
+					   size_t size, size_t offset)
+{
+	struct softcard_mapping *mapping;
+	struct page *page = NULL;
+	unsigned long flags;
+
+	read_lock_irqsave(&space->lock, flags);
+	mapping = softcard_dma_find(space, address);
+	if (mapping && mapping->coherent && mapping->address == address && mapping->size == size) {
+		page = virt_to_page(mapping->memory + offset);
+		get_page(page);
+	}
+	read_unlock_irqrestore(&space->lock, flags);
+	return page;
+}
+
+static void softcard_vm_flags(struct vm_area_struct *vma, unsigned long set, unsigned long clear)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_mod(vma, set, clear);
+#else
+	vma->vm_flags = (vma->vm_flags | set) & ~clear;
+#endif
+}
+
+/**
+ * softcard_dma_mmap - the card's program maps coherent memory
+ * @card: the card
+ * @vma: where; its offset is SOFTCARD_MAP_COHERENT()
+ *
+ * Its pages are counted one by one: when the driver frees the memory, they stay the program's until
+ * it unmaps them, and are nobody else's before.
+ *
+ * Return: 0, -EINVAL, -EACCES, -ENXIO where no driver has allocated just that, -ENOMEM.
+ */
+int softcard_dma_mmap(struct softcard *card, struct vm_area_struct *vma)
+{
+	u64 place = (u64)vma->vm_pgoff << PAGE_SHIFT;
+	u64 address = place & (SOFTCARD_MAP_FUNCTION - 1);
+	u64 number = place / SOFTCARD_MAP_FUNCTION - 1;
+	size_t size = vma->vm_end - vma->vm_start, offset;
+
+	if (number >= card->function_count || !(vma->vm_flags & VM_SHARED))
+		return -EINVAL;
+	if (vma->vm_flags & VM_EXEC)
+		return -EACCES;
+	if (READ_ONCE(card->state) == SOFTCARD_NEW)
+		return -ENXIO;
+	softcard_vm_flags(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP, VM_MAYEXEC);
+	for (offset = 0; offset < size; offset += PAGE_SIZE) {
+		struct page *page = softcard_coherent_page(card->function[number]->dma, address,
+							   size, offset);
+		int err;
+
+		if (!page)
+			return -ENXIO;
+		err = vm_insert_page(vma, vma->vm_start + offset, page);
+		put_page(page);
+		if (err)
+			return err;
+	}
+	return 0;
+}
