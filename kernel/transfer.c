@@ -33,10 +33,12 @@ static size_t softcard_copy_to(void __user *to, const void *from, size_t length)
 		return 0;
 	for (; at < length && !IS_ALIGNED((unsigned long)from + at, WORD); at++)
 		unsafe_put_user(READ_ONCE(*(u8 *)(from + at)), (u8 __user *)(to + at), fault);
-	for (; length - at >= BLOCK; at += BLOCK)
+	for (; length - at >= BLOCK; at += BLOCK) {
+#pragma GCC unroll 8
 		for (i = 0; i < BLOCK; i += WORD)
 			unsafe_put_user(READ_ONCE(*(u64 *)(from + at + i)),
 					(u64 __user *)(to + at + i), fault);
+	}
 	for (; length - at >= WORD; at += WORD)
 		unsafe_put_user(READ_ONCE(*(u64 *)(from + at)), (u64 __user *)(to + at), fault);
 	for (; at < length; at++)
@@ -59,6 +61,7 @@ static size_t softcard_copy_from(void *to, const void __user *from, size_t lengt
 		WRITE_ONCE(*(u8 *)(to + at), byte);
 	}
 	for (; length - at >= BLOCK; at += BLOCK) {
+#pragma GCC unroll 8
 		for (i = 0; i < BLOCK; i += WORD) {
 			unsafe_get_user(word, (const u64 __user *)(from + at + i), fault);
 			WRITE_ONCE(*(u64 *)(to + at + i), word);

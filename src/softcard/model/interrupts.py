@@ -25,6 +25,10 @@ class Interrupts:
 
     A bus that keeps the messages itself masks them itself, too: it says which vectors it can
     deliver, and the others stay pending until it can.
+
+    Attributes:
+        vectors: how many there are.
+        immediate: MSI-X vectors that such a bus delivers now, which is what is needed of them.
     """
 
     def __init__(self, config: ConfigSpace, msi: Msi | None, msix: MsiX | None) -> None:
@@ -34,6 +38,7 @@ class Interrupts:
         self._upstream: Upstream | None = None
         self._bus_owns_msix = False
         self._wired: frozenset[int] = frozenset()
+        self.immediate: frozenset[int] = frozenset()
         self._unwired_pending: set[int] = set()
         self._lock = threading.RLock()
         self._levels: set[int] = set()
@@ -55,6 +60,15 @@ class Interrupts:
             self._upstream = upstream
             self._bus_owns_msix = upstream is not None and upstream.features.bus_owns_msix
             self._wired = frozenset()
+            self._follow()
+
+    def _follow(self) -> None:
+        """What `immediate` depends on may have changed."""
+        self.immediate = self._wired if self._awake and self._wired_by_msix else frozenset()
+
+    @property
+    def _wired_by_msix(self) -> bool:
+        return self._msix is not None and (self._msi is None or not self._msi.control.enable)
 
     def signal(self, vector: int) -> None:
         """Interrupt the driver; see `Function.interrupt`."""
@@ -63,6 +77,9 @@ class Interrupts:
         with self._lock:
             upstream = self._upstream
             if upstream is None:
+                return
+            if vector in self.immediate:
+                upstream.vector(vector)
                 return
             msix, msi = self._msix, self._msi
             if self._bus_owns_msix and self.uses_messages:
@@ -88,7 +105,7 @@ class Interrupts:
         )
 
     def _signal_wired(self, upstream: Upstream, vector: int) -> None:
-        by_msix = self._msix is not None and (self._msi is None or not self._msi.control.enable)
+        by_msix = self._wired_by_msix
         if not by_msix and self._wired:
             # A driver may have been given fewer MSI messages than it was offered.
             vector %= len(self._wired)
@@ -141,6 +158,7 @@ class Interrupts:
     def update(self) -> None:
         """The driver changed an enable or a mask: send what that sets free."""
         with self._lock:
+            self._follow()
             upstream = self._upstream
             if upstream is None:
                 return
@@ -217,6 +235,7 @@ class Interrupts:
             self._levels.clear()
             self._unwired_pending.clear()
             self._msi_pending = 0
+            self._follow()
             if self._msix is not None:
                 self._msix.reset_table()
             self._update_line()

@@ -56,6 +56,7 @@ class Port:
         self._memory = CoherentMemory(device.fd, number)
         self._lock = threading.Lock()
         self._wired: tuple[int, int] = (uapi.MSIX, 0)
+        self._arguments: dict[tuple[int, int], bytes] = {}
 
     # Interrupts.
 
@@ -92,7 +93,10 @@ class Port:
         self._interrupt(uapi.ASSERT if asserted else uapi.RELEASE, 0)
 
     def _interrupt(self, kind: int, vector: int) -> None:
-        argument = uapi.INTERRUPT.pack(self._number, kind, vector, 0)
+        argument = self._arguments.get((kind, vector))
+        if argument is None:
+            argument = uapi.INTERRUPT.pack(self._number, kind, vector, 0)
+            self._arguments[kind, vector] = argument
         try:
             fcntl.ioctl(self._device.fd, uapi.SEND_INTERRUPT, argument)
         except OSError:

@@ -266,9 +266,8 @@ class Controller:
     def ran(self, sq: SubmissionQueue, more: bool) -> None:
         """See `Executor.ran`."""
         sq.waiting = sq.head != sq.tail
-        if sq.cq.fresh:
-            self.settle(sq.cq)
-        if sq.qid and ADMIN in self.cqs and self.cqs[ADMIN].fresh:
+        self.settle(sq.cq)
+        if sq.qid and ADMIN in self.cqs:
             self.settle(self.cqs[ADMIN])
         if more and self.enabled:
             self._ring(sq)
@@ -371,11 +370,12 @@ class Controller:
         if not cq.fresh:
             return
         cq.fresh = False
-        try:
-            cq.publish()
-        except DmaError:
-            self._fail_fatally()
-            return
+        if not cq.mapped:
+            try:
+                cq.publish()
+            except DmaError:
+                self._fail_fatally()
+                return
         self.interrupts.notify(cq)
 
     # Deferred commands.

@@ -62,7 +62,7 @@ class QueueInterrupts:
         """The queue has new completions."""
         if not queue.interrupts:
             return
-        if not self._by_msix:
+        if queue.vector not in self._function.interrupts.immediate and not self._by_msix:
             if self.mask >> queue.vector & 1:
                 return
             self.raised.add(queue.vector)
