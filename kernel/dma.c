@@ -18,6 +18,9 @@
 #define FIRST_PAGE	16
 #define MESSAGES	(0xfee00000 >> PAGE_SHIFT)
 #define MESSAGES_PAGES	(0x100000 >> PAGE_SHIFT)
+/* A longer list is mapped in pieces, each of which needs no more than a page of memory. */
+#define RUN_PAGES \
+	((PAGE_SIZE - sizeof(struct softcard_mapping)) / sizeof(void *))
 
 static struct softcard_function *softcard_function_of(struct device *dev)
 {
@@ -94,45 +97,58 @@ static bool softcard_reserve(struct softcard_dma_space *space, unsigned long cou
 	return true;
 }
 
-static struct softcard_mapping *softcard_new_mapping(void *memory, size_t size,
+/* With room for @pages of a list. */
+static struct softcard_mapping *softcard_new_mapping(size_t size, unsigned long pages,
 						     enum dma_data_direction direction)
 {
 	struct softcard_mapping *mapping;
 
-	mapping = kmalloc(sizeof(*mapping), softcard_may_sleep() ? GFP_NOIO : GFP_ATOMIC);
+	mapping = kmalloc(struct_size(mapping, page, pages),
+			  softcard_may_sleep() ? GFP_NOIO : GFP_ATOMIC);
 	if (mapping) {
-		mapping->memory = memory;
 		mapping->size = size;
 		mapping->direction = direction;
+		mapping->memory = NULL;
 		mapping->coherent = false;
 	}
 	return mapping;
 }
 
-static dma_addr_t softcard_map(struct device *dev, void *memory, size_t size, u64 mask,
-			       enum dma_data_direction direction, bool coherent)
+/* Gives a mapping, which begins at @offset of a page, a bus address, or frees it. */
+static bool softcard_enter_mapping(struct device *dev, struct softcard_mapping *mapping,
+				   unsigned long offset, u64 mask)
 {
 	struct softcard_dma_space *space = softcard_function_of(dev)->dma;
-	unsigned long count = softcard_pages((unsigned long)memory, size);
-	struct softcard_mapping *mapping;
+	unsigned long count = softcard_pages(offset, mapping->size);
 	unsigned long flags, page;
-	dma_addr_t address = DMA_MAPPING_ERROR;
+	bool fits;
 
-	mapping = size ? softcard_new_mapping(memory, size, direction) : NULL;
-	if (!mapping)
-		return DMA_MAPPING_ERROR;
 	write_lock_irqsave(&space->lock, flags);
-	if (softcard_reserve(space, count, mask, &page)) {
-		address = ((u64)page << PAGE_SHIFT) + offset_in_page(memory);
-		mapping->address = address;
-		mapping->guard = 1;
-		mapping->coherent = coherent;
+	fits = softcard_reserve(space, count, mask, &page);
+	if (fits) {
+		mapping->address = ((u64)page << PAGE_SHIFT) + offset;
 		softcard_enter(space, page, count, mapping);
 	}
 	write_unlock_irqrestore(&space->lock, flags);
-	if (address == DMA_MAPPING_ERROR)
+	if (!fits)
 		kfree(mapping);
-	return address;
+	return fits;
+}
+
+static dma_addr_t softcard_map(struct device *dev, void *memory, size_t size, u64 mask,
+			       enum dma_data_direction direction, bool coherent)
+{
+	struct softcard_mapping *mapping = NULL;
+
+	if (size)
+		mapping = softcard_new_mapping(size, 0, direction);
+	if (!mapping)
+		return DMA_MAPPING_ERROR;
+	mapping->memory = memory;
+	mapping->coherent = coherent;
+	if (!softcard_enter_mapping(dev, mapping, offset_in_page(memory), mask))
+		return DMA_MAPPING_ERROR;
+	return mapping->address;
 }
 
 static void softcard_unmap(struct device *dev, u64 address, size_t size)
@@ -146,7 +162,7 @@ static void softcard_unmap(struct device *dev, u64 address, size_t size)
 	if (mapping && mapping->address == address) {
 		count = softcard_pages(address, mapping->size);
 		softcard_enter(space, address >> PAGE_SHIFT, count, NULL);
-		bitmap_clear(space->used, address >> PAGE_SHIFT, count + mapping->guard);
+		bitmap_clear(space->used, address >> PAGE_SHIFT, count + 1);
 	}
 	write_unlock_irqrestore(&space->lock, flags);
 	if (!mapping || mapping->address != address || mapping->size != size) {
@@ -182,19 +198,25 @@ static dma_addr_t softcard_map_page(struct device *dev, struct page *page, unsig
 }
 #endif
 
+/* What was mapped as one has addresses that follow one another, and nothing else has. */
 static void softcard_unmap_sg(struct device *dev, struct scatterlist *list, int count,
 			      enum dma_data_direction direction, unsigned long attrs)
 {
-	struct scatterlist *sg;
-	int i;
+	struct scatterlist *sg = list;
 
-	for_each_sg(list, sg, count, i)
-		softcard_unmap(dev, sg_dma_address(sg), sg_dma_len(sg));
+	while (count > 0) {
+		dma_addr_t address = sg_dma_address(sg);
+		size_t size = 0;
+
+		for (; count && sg_dma_address(sg) == address + size; count--, sg = sg_next(sg))
+			size += sg_dma_len(sg);
+		softcard_unmap(dev, address, size);
+	}
 }
 
 /*
- * Pieces of a list that begin and end with pages are given addresses that follow one another, so
- * that the card can take them as one.
+ * Pieces of a list that begin and end with pages are mapped as one: they cost little then, and the
+ * card can take them as one.
  */
 static unsigned int softcard_run(struct scatterlist *list, unsigned int count, unsigned long *pages)
 {
@@ -206,6 +228,8 @@ static unsigned int softcard_run(struct scatterlist *list, unsigned int count, u
 		unsigned long start = sg_phys(sg), end = start + sg->length;
 
 		if (length && offset_in_page(start))
+			break;
+		if (length && *pages + softcard_pages(start, sg->length) > RUN_PAGES)
 			break;
 		*pages += softcard_pages(start, sg->length);
 		length++;
@@ -219,43 +243,34 @@ static unsigned int softcard_run(struct scatterlist *list, unsigned int count, u
 static bool softcard_map_run(struct device *dev, struct scatterlist *list, unsigned int count,
 			     unsigned long pages, enum dma_data_direction direction)
 {
-	struct softcard_dma_space *space = softcard_function_of(dev)->dma;
+	unsigned long offset = offset_in_page(sg_phys(list)), at = 0, i;
 	struct softcard_mapping *mapping;
-	unsigned long flags, page;
 	struct scatterlist *sg;
-	unsigned int i, j;
-	bool fits;
+	u64 address;
+	int j;
 
-	write_lock_irqsave(&space->lock, flags);
-	fits = softcard_reserve(space, pages, *dev->dma_mask, &page);
-	write_unlock_irqrestore(&space->lock, flags);
-	if (!fits)
+	mapping = softcard_new_mapping(0, count > 1 ? pages : 0, direction);
+	if (!mapping)
 		return false;
-	for_each_sg(list, sg, count, i) {
+	if (count == 1)
+		mapping->memory = phys_to_virt(sg_phys(list));
+	for_each_sg(list, sg, count, j) {
 		unsigned long its = softcard_pages(sg_phys(sg), sg->length);
 
-		mapping = softcard_new_mapping(phys_to_virt(sg_phys(sg)), sg->length, direction);
-		if (!mapping)
-			goto undo;
-		mapping->address = ((u64)page << PAGE_SHIFT) + offset_in_page(sg_phys(sg));
-		mapping->guard = i == count - 1;
-		sg_dma_address(sg) = mapping->address;
+		mapping->size += sg->length;
+		for (i = 0; count > 1 && i < its; i++)
+			mapping->page[at++] = phys_to_virt((sg_phys(sg) & PAGE_MASK) +
+							   i * PAGE_SIZE);
+	}
+	if (!softcard_enter_mapping(dev, mapping, offset, *dev->dma_mask))
+		return false;
+	address = mapping->address;
+	for_each_sg(list, sg, count, j) {
+		sg_dma_address(sg) = address;
 		sg_dma_len(sg) = sg->length;
-		write_lock_irqsave(&space->lock, flags);
-		softcard_enter(space, page, its, mapping);
-		write_unlock_irqrestore(&space->lock, flags);
-		page += its;
-		pages -= its;
+		address += sg->length;
 	}
 	return true;
-
-undo:
-	write_lock_irqsave(&space->lock, flags);
-	bitmap_clear(space->used, page, pages + 1);
-	write_unlock_irqrestore(&space->lock, flags);
-	for_each_sg(list, sg, i, j)
-		softcard_unmap(dev, sg_dma_address(sg), sg_dma_len(sg));
-	return false;
 }
 
 static int softcard_map_sg(struct device *dev, struct scatterlist *list, int count,
@@ -432,7 +447,7 @@ void softcard_dma_detach(struct softcard_function *function)
 
 				softcard_enter(space, mapping->address >> PAGE_SHIFT, count, NULL);
 				bitmap_clear(space->used, mapping->address >> PAGE_SHIFT,
-					     count + mapping->guard);
+					     count + 1);
 				left++;
 			}
 			write_unlock_irqrestore(&space->lock, flags);

@@ -86,24 +86,24 @@ struct softcard_memory {
  * struct softcard_mapping - what a driver has mapped
  * @address: bus address
  * @size: bytes
- * @memory: the memory, in the kernel's direct map
+ * @memory: the memory, in the kernel's direct map; NULL for that of a list
  * @direction: what the card may do
  * @coherent: memory of softcard_alloc(), which the card's program may map
- * @guard: pages behind it that are kept free: one, but in a list where another mapping follows
+ * @page: the pages of a list, the first and the last of which may be used in part
  */
 struct softcard_mapping {
 	u64 address;
 	size_t size;
 	void *memory;
 	enum dma_data_direction direction;
-	unsigned int guard;
 	bool coherent;
+	void *page[];
 };
 
 /**
  * struct softcard_dma_space - the bus addresses of a function
- * @lock: protects everything here. A card's access holds it for reading, some pages at a time, so that
- *	nothing is accessed any more when an unmapping returns.
+ * @lock: protects everything here. A card's access holds it for reading, some pages at a time, so
+ *	that nothing is accessed any more when an unmapping returns.
  * @used: pages of bus addresses that are mapped, or guard those
  * @next: where to look for free ones: addresses are used again as late as possible
  * @leaf: which mapping a page belongs to

@@ -20,10 +20,10 @@
  * Copies to and from the program, with page faults disabled; what they return is less than was
  * asked for where a page is not there.
  *
- * They go by words, each of which is accessed as a whole and in order: drivers look at the last word
- * of an entry to see that all of it is there. And a processor that is emulated, as that of a virtual
- * machine may be, takes a string instruction byte by byte. Whether the driver's memory is fit for
- * user space is not asked: drivers map slab objects, which hardened usercopy refuses.
+ * They go by words, each of which is accessed as a whole and in order: drivers look at the last
+ * word of an entry to see that all of it is there. And a processor that is emulated, as that of a
+ * virtual machine may be, takes a string instruction byte by byte. Whether the driver's memory is
+ * fit for user space is not asked: drivers map slab objects, which hardened usercopy refuses.
  */
 static size_t softcard_copy_to(void __user *to, const void *from, size_t length)
 {
@@ -96,6 +96,34 @@ struct softcard_access {
 	bool write;
 };
 
+/* Where @offset of a mapping is, and how many bytes from there follow one another. */
+static void *softcard_place(const struct softcard_mapping *mapping, u64 offset, size_t *span)
+{
+	u64 from_page = offset_in_page(mapping->address) + offset;
+
+	if (mapping->memory) {
+		*span = mapping->size - offset;
+		return mapping->memory + offset;
+	}
+	*span = PAGE_SIZE - offset_in_page(from_page);
+	return mapping->page[from_page >> PAGE_SHIFT] + offset_in_page(from_page);
+}
+
+static size_t softcard_copy(const struct softcard_access *access, void *at, size_t done,
+			    size_t length, void *bounce)
+{
+	if (!bounce) {
+		if (access->write)
+			return softcard_copy_from(at, access->memory + done, length);
+		return softcard_copy_to(access->memory + done, at, length);
+	}
+	if (access->write)
+		memcpy(at, bounce + done, length);
+	else
+		memcpy(bounce + done, at, length);
+	return length;
+}
+
 /*
  * Moves at most @most bytes between the driver's memory, which the lock keeps mapped, and @bounce,
  * or the program's memory where that is NULL. Returns how many, or -EPERM.
@@ -105,43 +133,34 @@ static long softcard_move(const struct softcard_access *access, void *bounce, si
 	struct softcard_dma_space *space = access->space;
 	struct softcard_mapping *mapping;
 	unsigned long flags;
-	u64 offset, room;
-	long moved;
-	void *at;
+	long moved = -EPERM;
+	u64 offset;
 
 	read_lock_irqsave(&space->lock, flags);
 	mapping = softcard_dma_find(space, access->address);
 	if (!mapping || access->address < mapping->address ||
 	    mapping->direction == (access->write ? DMA_TO_DEVICE : DMA_FROM_DEVICE))
-		goto refuse;
+		goto out;
 	offset = access->address - mapping->address;
-	if (offset >= mapping->size)
-		goto refuse;
-	room = mapping->size - offset;
-	/* Where a mapping ends with a page, the next piece of a list may follow. */
-	if (access->length > room && offset_in_page(mapping->address + mapping->size))
-		goto refuse;
-	at = mapping->memory + offset;
-	moved = min3((u64)access->length, room, (u64)most);
-	if (bounce) {
-		if (access->write)
-			memcpy(at, bounce, moved);
-		else
-			memcpy(bounce, at, moved);
-	} else {
-		pagefault_disable();
-		if (access->write)
-			moved = softcard_copy_from(at, access->memory, moved);
-		else
-			moved = softcard_copy_to(access->memory, at, moved);
-		pagefault_enable();
+	/* All or nothing. */
+	if (offset > mapping->size || access->length > mapping->size - offset)
+		goto out;
+	most = min(most, access->length);
+	pagefault_disable();
+	for (moved = 0; moved < most;) {
+		size_t span, copied;
+		void *at = softcard_place(mapping, offset + moved, &span);
+
+		span = min_t(size_t, span, most - moved);
+		copied = softcard_copy(access, at, moved, span, bounce);
+		moved += copied;
+		if (copied < span)
+			break;
 	}
+	pagefault_enable();
+out:
 	read_unlock_irqrestore(&space->lock, flags);
 	return moved;
-
-refuse:
-	read_unlock_irqrestore(&space->lock, flags);
-	return -EPERM;
 }
 
 /* The program's page is not there, and cannot be fetched under the lock. */
