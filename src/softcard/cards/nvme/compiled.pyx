@@ -50,6 +50,8 @@ cdef enum:
     POSTS = 64
     BYTES_TOGETHER = 65536
     BYTES_TOGETHER_POLLED = 16384
+    # The same where the bus moves memory, which it does while the host looks at what came before.
+    BYTES_MOVED = 1 << 20
     # The flags of a segment; see link.py. Segments of one call, about as many as a full batch of
     # large commands has.
     TO_BUS = 1
@@ -444,7 +446,7 @@ cdef class Core:
     cdef int _run_moving(self, SubmissionState sq) except -1:
         """The same where the bus moves memory: a batch of commands by one call."""
         cdef CompletionState cq = sq.cq
-        cdef long room, offset, budget = TURN_BYTES
+        cdef long room, offset, budget = BYTES_MOVED
         cdef int planned, moved, result = 0
         cdef uint64_t posts[POSTS]
         cdef char *entries
