@@ -57,18 +57,20 @@ class NvmeDriver:
         enable: also enable the controller, with MSI-X.
         entries: of a queue.
         shared: the bus shares memory.
+        moves: where it does not, it moves memory, and announces that of queues and lists.
     """
 
     def __init__(
         self, card: Nvme, *, strict: bool = True, enable: bool = True, entries: int = 32,
-        shared: bool = True,
+        shared: bool = True, moves: bool = False,
     ) -> None:  # fmt: skip
         self.bus = SimulatedBus(strict=strict)
         self.card = card
         self.slot = self.bus.plug(card)
         self.device = self.slot[0]
         if not shared:
-            self.device.features = LinkFeatures(bus="simulated", shared_memory=False)
+            self.device.features = LinkFeatures(bus="simulated", shared_memory=False, moves=moves)
+        self.moves = moves
         self.entries = entries
         self.page = PAGE
         self.queues: dict[int, Queue] = {}
@@ -80,11 +82,11 @@ class NvmeDriver:
         self.slot.unplug()
         self.card.close()
 
-    def alloc(self, size: int) -> DmaBuffer:
+    def alloc(self, size: int, *, announced: bool = True) -> DmaBuffer:
         """Memory aligned to the page size that the controller was enabled with."""
         if self.page == PAGE:
-            return self.bus.alloc(size)
-        buffer = self.bus.alloc(size + self.page)
+            return self.bus.alloc(size, announced=announced)
+        buffer = self.bus.alloc(size + self.page, announced=announced)
         skip = -buffer.address % self.page
         return DmaBuffer(buffer.address + skip, buffer.view[skip : skip + size])
 
@@ -200,7 +202,7 @@ class NvmeDriver:
     # Data.
 
     def buffer(self, size: int = PAGE, fill: bytes = b"") -> DmaBuffer:
-        buffer = self.alloc(size)
+        buffer = self.alloc(size, announced=not self.moves)
         buffer.view[: len(fill)] = fill
         return buffer
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 
 import pytest
 
 from softcard import Bar, Card, DmaError, PowerManagement, Register, RegisterArray
 from softcard.bus.simulated import DmaBuffer, SimulatedBus, SimulatedDevice
+from softcard.model.link import SEGMENT, TO_BUS, LinkFeatures
 
 COMMAND, MEMORY, BUS_MASTER = 0x04, 0x2, 0x4
 
@@ -232,3 +234,55 @@ def test_atomics_of_several_threads_lose_nothing(
     for thread in threads:
         thread.join()
     assert card.dma.fetch_add(memory.address, 8, 0) == 4000
+
+
+def segments(*fields: tuple[int, int, int, int]) -> ctypes.Array[ctypes.c_char]:
+    """Segments as `Dma.move` wants them, in memory that stays where it is."""
+    return ctypes.create_string_buffer(b"".join(SEGMENT.pack(*each) for each in fields))
+
+
+def test_many_segments_are_moved_by_one_call(
+    simulated_bus: SimulatedBus, card: Copier, device: SimulatedDevice, memory: DmaBuffer
+) -> None:
+    device.features = LinkFeatures(bus="simulated", shared_memory=False, moves=True)
+    own = ctypes.create_string_buffer(b"abcdefgh", 8)
+    at = ctypes.addressof(own)
+    table = segments((memory.address, at, 4, TO_BUS), (memory.address + 1, at + 6, 2, 0))
+    card.dma.move(ctypes.addressof(table), 2)
+    assert bytes(memory.view[:5]) == b"abcd\0"
+    assert own.raw == b"abcdefbc"
+
+
+def test_a_segment_that_is_not_allowed_ends_the_move(
+    card: Copier, device: SimulatedDevice, memory: DmaBuffer
+) -> None:
+    device.features = LinkFeatures(bus="simulated", shared_memory=False, moves=True)
+    own = ctypes.create_string_buffer(b"abcd", 4)
+    at, end = ctypes.addressof(own), memory.address + 4096
+    table = segments(
+        (memory.address, at, 4, TO_BUS), (end - 2, at, 4, TO_BUS), (memory.address + 8, at, 4, 1)
+    )
+    with pytest.raises(DmaError) as raised:
+        card.dma.move(ctypes.addressof(table), 3)
+    assert (raised.value.address, raised.value.length, raised.value.done) == (end - 2, 4, 1)
+    assert bytes(memory.view[:4]) == b"abcd"
+    assert not any(memory.view[4:])
+    device.config_write(COMMAND, MEMORY, 2)
+    with pytest.raises(DmaError, match="bus master"):
+        card.dma.move(ctypes.addressof(table), 3)
+
+
+def test_only_what_is_announced_is_seen_where_a_bus_moves_memory(
+    simulated_bus: SimulatedBus, card: Copier, device: SimulatedDevice
+) -> None:
+    device.features = LinkFeatures(bus="simulated", shared_memory=False, moves=True)
+    told = simulated_bus.alloc(4096)
+    untold = simulated_bus.alloc(4096, announced=False)
+    view = card.dma.view(told.address + 8, 8)
+    assert view is not None
+    view[:] = b"12345678"
+    assert bytes(told.view[8:16]) == b"12345678"
+    assert card.dma.view(told.address + 4092, 8) is None
+    assert card.dma.view(untold.address, 8) is None
+    with pytest.raises(DmaError):
+        card.dma.map(untold.address, 8)
