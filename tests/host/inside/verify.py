@@ -9,7 +9,8 @@ from softcard.model.options import Size
 
 JOBS = (
     "--bs=4k --iodepth=32 --rw=randwrite",
-    "--bs=512-64k --bs_unaligned --blockalign=512 --iodepth=16 --rw=randwrite",
+    "--bs=512 --iodepth=16 --rw=randwrite --size=1m",
+    "--bs=12k --iodepth=16 --rw=randwrite",
     "--bs=1m --iodepth=4 --rw=write",
 )
 
