@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import qemu, registers, start, storage, vfio_user
+from benchmarks import host, qemu, registers, start, storage, vfio_user
 from benchmarks.result import Result, save, show
 from rich.console import Console
 
@@ -23,6 +23,7 @@ def main() -> None:
             ("registers over a vfio-user socket", vfio_user.measure),
             ("the NVMe card", storage.measure),
             ("the NVMe card in QEMU", qemu.measure),
+            ("the NVMe card on the machine's own bus", host.measure),
         ):
             status.update(f"measuring {name}")
             results += measure()
