@@ -371,7 +371,8 @@ void softcard_load(struct pt_regs *regs, const struct softcard_insn *insn, u64 v
  *
  * Return: the result.
  */
-static u64 softcard_compute(struct pt_regs *regs, const struct softcard_insn *insn, u64 first, u64 second)
+static u64 softcard_compute(struct pt_regs *regs, const struct softcard_insn *insn, u64 first,
+			    u64 second)
 {
 	u64 mask = softcard_all_ones(insn->size), sign = mask ^ (mask >> 1);
 	u64 carry = regs->flags & X86_EFLAGS_CF ? 1 : 0;

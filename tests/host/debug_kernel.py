@@ -43,7 +43,7 @@ def debug_kernel(progress: Progress) -> StockKernel:
     with lock(folder / "build.lock", lambda sentence: progress(sentence, 0.0)):
         if not target.exists():
             with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as work:
-                _Build(source, Path(work), target.with_suffix(".log"), progress).run(target)
+                _Build(source, Path(work), target, progress).run()
     (modules,) = target.glob("lib/modules/*")
     image = target / IMAGE
     return StockKernel(image, image, modules.name, modules)
@@ -52,15 +52,16 @@ def debug_kernel(progress: Progress) -> StockKernel:
 class _Build:
     """One build, in a folder that goes afterwards."""
 
-    def __init__(self, source: Source, work: Path, log: Path, progress: Progress) -> None:
+    def __init__(self, source: Source, work: Path, target: Path, progress: Progress) -> None:
         self._source = source
         self._tree = work / "linux"
         self._result = work / "result"
-        self._log = log
+        self._target = target
+        self._log = target.with_suffix(".log")
         self._progress = progress
         self._objects = 0
 
-    def run(self, target: Path) -> None:
+    def run(self) -> None:
         sources = cache_folder() / "source"
         sources.mkdir(parents=True, exist_ok=True)
         self._log.write_bytes(b"")
@@ -69,7 +70,7 @@ class _Build:
         jobs = len(os.sched_getaffinity(0))
         self._make(f"--jobs={jobs}", IMAGE, "modules", line=self._compiled)
         self._keep()
-        self._result.rename(target)
+        self._result.rename(self._target)
 
     def _configure(self) -> None:
         self._make(f"KCONFIG_ALLCONFIG={CONFIG}", "allnoconfig")
@@ -94,7 +95,8 @@ class _Build:
         (modules,) = self._result.glob("lib/modules/*")
         link = modules / "build"
         link.unlink()
-        link.symlink_to(Path("../../..", BUILD))
+        # In the guest, modules are in another place.
+        link.symlink_to(self._target / BUILD)
 
     def _make(self, *arguments: str, line: Callable[[str], None] = lambda text: None) -> None:
         with self._log.open("a") as log:
