@@ -129,9 +129,9 @@ static int edu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = pcim_enable_device(pdev);
 	if (ret)
 		return ret;
-	edu->registers = pcim_iomap_region(pdev, 0, KBUILD_MODNAME);
-	if (IS_ERR(edu->registers))
-		return PTR_ERR(edu->registers);
+	edu->registers = pcim_iomap(pdev, 0, 0);
+	if (!edu->registers)
+		return -ENOMEM;
 	ret = dma_set_mask_and_coherent(dev, DMA_BIT_MASK(28));
 	if (ret)
 		return dev_err_probe(dev, ret, "the card reaches only 256 MiB: use less memory\n");

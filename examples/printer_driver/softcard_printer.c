@@ -41,9 +41,9 @@ static int printer_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = pcim_enable_device(pdev);
 	if (ret)
 		return ret;
-	registers = pcim_iomap_region(pdev, 0, KBUILD_MODNAME);
-	if (IS_ERR(registers))
-		return PTR_ERR(registers);
+	registers = pcim_iomap(pdev, 0, 0);
+	if (!registers)
+		return -ENOMEM;
 	pci_set_drvdata(pdev, registers);
 	return 0;
 }

@@ -1,33 +1,66 @@
-"""What the tests of the host bus share: a stock Linux in QEMU that serves cards to itself."""
+"""What the tests of the host bus share: a Linux in QEMU that serves cards to itself."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from softcard.guest.guest import Result
-from softcard.guest.kernel.cache import cache_folder
 from softcard.guest.qemu import QemuBus, QemuGuest, StockKernel
+from softcard.guest.qemu.get import fetch_kernel
 from softcard.guest.qemu.headers import build_stock_module
-from softcard.guest.qemu.kernel import need_kernel
 from softcard.testing.plugin import ECHO, WATCH
 
 ROOT = Path(__file__).parents[2]
+DEFAULT_KERNELS = "6.12"
 MEMORY = 1 << 30
 # A processor that serves, and one that waits.
 PROCESSORS = 2
+# Without it, as on most machines, page tables have four levels.
+FOUR_LEVELS, FIVE_LEVELS = "max,la57=off", "max"
 LIMIT = 300.0
 
 Modules = Callable[[str], str]
-Inside = Callable[..., Result]
+
+
+class Inside(Protocol):
+    """What the fixture `inside` gives."""
+
+    def __call__(self, name: str, *arguments: str, check: bool = True) -> Result:
+        """Run a program of `inside/`."""
+
+
+class BootMachine(Protocol):
+    """What the fixture `boot_machine` gives."""
+
+    def __call__(self, *, processors: int = PROCESSORS, cpu: str | None = None) -> QemuGuest:
+        """Boot a machine with the module loaded, which ends with the test."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--host-kernels",
+        default=DEFAULT_KERNELS,
+        help="kernels in which the host bus is tested: Debian's, by their series, separated by "
+        f"commas; default: {DEFAULT_KERNELS}",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kernel" in metafunc.fixturenames:
+        names = metafunc.config.getoption("host_kernels", DEFAULT_KERNELS).split(",")
+        metafunc.parametrize("kernel", names, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def kernel() -> StockKernel:
-    return need_kernel()
+def kernel(request: pytest.FixtureRequest) -> StockKernel:
+    return fetch_kernel(request.param, lambda step, share: None)
 
 
 @pytest.fixture(scope="session")
@@ -37,32 +70,72 @@ def modules(kernel: StockKernel) -> Modules:
 
     def build(name: str) -> str:
         if name not in built:
-            target = cache_folder("qemu") / "modules" / kernel.release / name.replace("/", "-")
+            target = ROOT / "build" / "modules" / kernel.release / name.replace("/", "-")
             built[name] = str(build_stock_module(kernel, ROOT / name, target))
         return built[name]
 
     return build
 
 
+@dataclass
+class Shared:
+    """The machine of many tests; another one where a test has spoiled it."""
+
+    bus: QemuBus
+    module: Path
+
+    def guest(self) -> tuple[QemuGuest, int]:
+        """The guest, and from which line of its log on it is this test's."""
+        guest = self.bus.guest
+        if guest is not None:
+            if guest.alive and not guest.log.problems():
+                return guest, guest.log.position()
+            guest.close()
+        guest = self.bus.boot()
+        guest.load_module(self.module)
+        return guest, 0
+
+
 @pytest.fixture(scope="session")
-def machine(
+def shared(
     request: pytest.FixtureRequest, kernel: StockKernel, modules: Modules
-) -> Iterator[QemuGuest]:
-    module = modules("kernel")
+) -> Iterator[Shared]:
     with QemuBus(
         kernel=kernel, memory=MEMORY, processors=PROCESSORS,
         echo=request.config.stash.get(ECHO, None),
     ) as bus:  # fmt: skip
-        guest = bus.boot()
-        guest.load_module(Path(module))
-        yield guest
+        yield Shared(bus, Path(modules("kernel")))
 
 
 @pytest.fixture
-def guest(request: pytest.FixtureRequest, machine: QemuGuest) -> QemuGuest:
+def guest(request: pytest.FixtureRequest, shared: Shared) -> Iterator[QemuGuest]:
     """A machine with the module loaded, which other tests have used before."""
-    request.node.stash[WATCH].guests.append((machine, machine.log.position()))
-    return machine
+    guest, since = shared.guest()
+    request.node.stash[WATCH].guests.append((guest, since))
+    failures = request.session.testsfailed
+    yield guest
+    if request.session.testsfailed > failures:
+        guest.close()
+
+
+@pytest.fixture
+def boot_machine(
+    request: pytest.FixtureRequest, kernel: StockKernel, modules: Modules
+) -> Iterator[BootMachine]:
+    """Boots machines of other kinds, for one test each."""
+    with ExitStack() as buses:
+
+        def boot(*, processors: int = PROCESSORS, cpu: str | None = None) -> QemuGuest:
+            bus = QemuBus(
+                kernel=kernel, memory=MEMORY, processors=processors, cpu=cpu,
+                echo=request.config.stash.get(ECHO, None),
+            )  # fmt: skip
+            guest = buses.enter_context(bus).boot()
+            request.node.stash[WATCH].guests.append((guest, 0))
+            guest.load_module(Path(modules("kernel")))
+            return guest
+
+        yield boot
 
 
 @pytest.fixture
@@ -70,10 +143,15 @@ def inside(guest: QemuGuest) -> Inside:
     """Runs a program of `inside/` in the guest."""
 
     def run(name: str, *arguments: str, check: bool = True) -> Result:
-        return guest.run(
-            [sys.executable, "-m", f"tests.host.inside.{name}", *arguments],
-            env={"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"},
-            cwd=str(ROOT), check=check, timeout=LIMIT,
-        )  # fmt: skip
+        return run_inside(guest, name, *arguments, check=check)
 
     return run
+
+
+def run_inside(guest: QemuGuest, name: str, *arguments: str, check: bool = True) -> Result:
+    """Run a program of `inside/` in a guest."""
+    return guest.run(
+        [sys.executable, "-m", f"tests.host.inside.{name}", *arguments],
+        env={"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=str(ROOT), check=check, timeout=LIMIT,
+    )  # fmt: skip

@@ -57,8 +57,8 @@ def test_a_disk_that_is_pulled_under_load_is_gone(guest: QemuGuest, inside: Insi
 @pytest.mark.parametrize("turn", range(3))
 def test_a_disk_whose_server_is_killed_under_load_is_gone(guest: QemuGuest, turn: int) -> None:
     script = f"""
-        cd {ROOT}
-        PYTHONPATH=src:. {sys.executable} -B -m tests.host.inside.load > /tmp/said &
+        cd {ROOT}; rm -f /tmp/said; touch /tmp/said
+        PYTHONPATH=src:. {sys.executable} -B -m tests.host.inside.load >> /tmp/said &
         while ! grep -q loaded /tmp/said; do sleep 0.1; done
         kill -9 $!
         while [ -e /sys/bus/pci/devices/10000:01:00.0 ]; do sleep 0.1; done

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,6 +215,10 @@ class Apt:
         depends = self._field(package, r"Depends: (.+)") or ""
         return re.findall(r"(?:^|,)\s*([^\s,(|]+)", depends)
 
+    def names(self, prefix: str) -> list[str]:
+        """The packages whose names begin so."""
+        return self._run("apt-cache", "pkgnames", prefix).stdout.split()
+
     def _field(self, package: str, pattern: str) -> str | None:
         done = self._run("apt-cache", "show", "--no-all-versions", package)
         match = re.search(rf"^{pattern}$", done.stdout, re.M)
@@ -302,42 +306,62 @@ class Apt:
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
+def each_suite(
+    folder: Path,
+    looking: Callable[[str], None] | None = None,
+    *,
+    first: str | None = None,
+    oldest: str | None = None,
+) -> Iterator[Apt]:
+    """The suites that the mirror has, from the machine's own on, oldest first.
+
+    Args:
+        folder: where apt's state is kept.
+        looking: called with each suite before its index is fetched.
+        first: the release to begin with, whichever the machine's own is.
+        oldest: the release to begin with where the machine's own is older.
+
+    Raises:
+        AptError: this machine is no Debian, or there is no network.
+    """
+    codename = codename_of()
+    if codename is None:
+        raise AptError("this machine is no Debian, so it has no mirror to fetch from")
+    mirror = debian_mirror(codename)
+    for suite in suites_from(first or codename, oldest):
+        if looking is not None:
+            looking(suite)
+        apt = Apt(folder, mirror, suite)
+        if apt.update():
+            yield apt
+
+
 def first_suite_with(
     package: str,
     folder: Path,
     looking: Callable[[str], None] | None = None,
     *,
+    first: str | None = None,
     oldest: str | None = None,
     good: Callable[[str], bool] = lambda version: True,
 ) -> tuple[Apt, str]:
-    """The oldest suite, from the machine's own on, that has `package`, and which version.
+    """The oldest suite that has `package`, and which version.
 
     Args:
         package: the name of a package.
-        folder: where apt's state is kept.
-        looking: called with each suite before its index is fetched.
-        oldest: the release to begin with where the machine's own is older.
+        folder, looking, first, oldest: as in `each_suite`.
         good: whether a version will do.
 
     Raises:
         AptError: no suite has it, this machine is no Debian, or there is no network.
     """
-    codename = codename_of()
-    if codename is None:
-        raise AptError(f"this machine is no Debian, so {package} cannot be fetched from its mirror")
-    mirror = debian_mirror(codename)
-    suites = suites_from(codename, oldest)
-    for suite in suites:
-        if looking is not None:
-            looking(suite)
-        apt = Apt(folder, mirror, suite)
-        if apt.update():
-            version = apt.version(package)
-            if version is not None and good(version):
-                return apt, version
-    raise AptError(
-        f"the mirror {mirror.uri} has {package} in none of the suites {', '.join(suites)}"
-    )
+    suites = []
+    for apt in each_suite(folder, looking, first=first, oldest=oldest):
+        suites.append(apt.suite)
+        version = apt.version(package)
+        if version is not None and good(version):
+            return apt, version
+    raise AptError(f"the mirror has {package} in none of the suites {', '.join(suites)}")
 
 
 def _reason(errors: str) -> str:

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-import time
+from pathlib import Path
 
-from tests.host.inside.common import sh, wait_for
+from tests.host.inside.common import sh, wait_for, wait_until
 
 from softcard.bus.host import HostBus
 from softcard.cards.nvme import Nvme
@@ -20,12 +20,20 @@ while True:
     os.fsync(fd)
 """
 
+# Documentation/block/stat.rst
+WRITES = 4
+
+
+def has_written() -> bool:
+    return int(Path("/sys/block/nvme0n1/stat").read_text().split()[WRITES]) > 0
+
+
 with HostBus() as bus:
     slot = bus.plug(Nvme(size=Size(64 << 20)))
     sh("modprobe nvme")
     wait_for("/dev/nvme0n1")
     writer = subprocess.Popen([sys.executable, "-c", LOAD], stderr=subprocess.DEVNULL)
-    time.sleep(1)  # for requests to be on their way
+    wait_until(has_written)
     print("loaded", flush=True)
     if len(sys.argv) > 1:
         slot.pull()

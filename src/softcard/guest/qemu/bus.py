@@ -36,6 +36,7 @@ class QemuBus:
         echo: called with each line of the kernel log as it comes.
         completion_timeout: seconds that a register read may take; see `VfioUserServer`.
         processors: how many the guest gets; what is fastest when left out.
+        cpu: what they are, as QEMU's `-cpu` has it; all that this machine can do when left out.
 
     Attributes:
         guest: the Linux behind the bus; None while there is none.
@@ -50,6 +51,7 @@ class QemuBus:
         echo: Callable[[str], None] | None = None,
         completion_timeout: float = COMPLETION_TIMEOUT,
         processors: int | None = None,
+        cpu: str | None = None,
     ) -> None:
         if memory < MIN_MEMORY:
             raise UsageError(
@@ -61,6 +63,7 @@ class QemuBus:
         self.echo = echo
         self.completion_timeout = completion_timeout
         self.processors = processors
+        self.cpu = cpu
         self.guest: QemuGuest | None = None
         self._slots: dict[int, QemuSlot] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="softcard-"))

@@ -65,6 +65,8 @@ class QemuGuest(Guest):
         self.accelerator = accelerator_for(self.qemu, self.kernel)
         if bus.processors is not None:
             self.accelerator = replace(self.accelerator, processors=bus.processors)
+        if bus.cpu is not None:
+            self.accelerator = replace(self.accelerator, cpu=bus.cpu)
         log.info(
             "Linux %s boots in QEMU %s with %s",
             self.kernel.release, self.qemu.version, self.accelerator.name,

@@ -10,10 +10,9 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from softcard.guest.apt import AptError, first_suite_with
+from softcard.guest.apt import RELEASES, AptError, first_suite_with
 from softcard.guest.kernel import cache
 from softcard.guest.qemu.errors import QemuError
-from softcard.guest.qemu.get import OLDEST
 from softcard.guest.qemu.kernel import StockKernel
 from softcard.guest.qemu.program import folder, program_folder
 
@@ -25,11 +24,15 @@ ELF = b"\x7fELF"
 
 
 def headers(kernel: StockKernel) -> Path:
-    """The folder to build modules for a kernel with; fetched when that has not been done yet.
+    """The folder to build modules for a kernel with: what its modules name, or Debian's, which is
+    fetched when that has not been done yet.
 
     Raises:
         QemuError: it cannot be had.
     """
+    own = kernel.modules / "build" if kernel.modules else None
+    if own is not None and own.exists():
+        return own
     target = folder() / "headers" / kernel.release
     with cache.lock(folder() / "headers.lock", lambda sentence: None, "fetching headers"):
         if not target.exists():
@@ -61,7 +64,7 @@ def build_stock_module(kernel: StockKernel, source: Path, target: Path) -> Path:
 
 
 def _fetch(release: str, work: Path, target: Path) -> None:
-    apt, _ = first_suite_with(f"linux-headers-{release}", work / "apt", oldest=OLDEST)
+    apt, _ = first_suite_with(f"linux-headers-{release}", work / "apt", first=RELEASES[0])
     found = [f"linux-headers-{release}"]
     found += [
         name

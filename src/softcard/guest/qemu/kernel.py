@@ -83,6 +83,26 @@ def find_kernel() -> StockKernel | None:
     return stock_kernel(newest) if newest else None
 
 
+def series_folder(series: str) -> Path:
+    """Where the kernel of a series such as 6.1 is put; apart from those of `kernels_folder`, so
+    that what boots when nothing is said does not change."""
+    return cache_folder("qemu") / "series" / series
+
+
+def find_kernel_of(series: str) -> StockKernel | None:
+    """The kernel of a series such as 6.1 that was fetched; None if there is none."""
+    kernel = find_kernel()
+    if kernel is not None and is_of_series(kernel.release, series):
+        return kernel
+    image = next(series_folder(series).glob("boot/vmlinuz-*"), None)
+    return stock_kernel(image) if image else None
+
+
+def is_of_series(version: str, series: str) -> bool:
+    """Whether a kernel's release, or the version of its package, is of a series such as 6.1."""
+    return version.startswith(f"{series}.")
+
+
 def need_kernel() -> StockKernel:
     """As `find_kernel`.
 

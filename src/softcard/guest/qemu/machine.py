@@ -25,19 +25,24 @@ class Accelerator:
     """How the guest's processor comes about.
 
     Attributes:
-        name: what people call it.
-        arguments: QEMU's words for it.
+        name: what people call it; QEMU does so in lower case.
+        cpu: the processor, as QEMU's `-cpu` has it.
         processors: how many the guest gets.
     """
 
     name: str
-    arguments: tuple[str, ...]
+    cpu: str
     processors: int
+
+    @property
+    def arguments(self) -> list[str]:
+        """QEMU's words for it."""
+        return ["-accel", self.name.lower(), "-cpu", self.cpu, "-smp", f"{self.processors}"]
 
 
 # A second processor makes an emulated guest slower: it has to lock, and so does QEMU.
-TCG = Accelerator("TCG", ("-accel", "tcg", "-cpu", "max"), 1)
-KVM = Accelerator("KVM", ("-accel", "kvm", "-cpu", "host"), 2)
+TCG = Accelerator("TCG", "max", 1)
+KVM = Accelerator("KVM", "host", 2)
 
 
 def device_arguments(
@@ -100,7 +105,7 @@ def machine_arguments(
     """
     arguments = [
         "-nodefaults", "-no-user-config", "-display", "none",
-        "-M", MACHINE, *accelerator.arguments, "-smp", str(accelerator.processors),
+        "-M", MACHINE, *accelerator.arguments,
         # Shared, so that cards reach it by themselves.
         "-object", f"memory-backend-memfd,id=memory,size={memory},share=on",
         "-m", f"{memory}B",

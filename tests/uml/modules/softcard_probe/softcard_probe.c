@@ -166,6 +166,11 @@ static int broken_show(struct seq_file *file, void *unused)
 }
 DEFINE_SHOW_ATTRIBUTE(broken);
 
+/* Its name before 6.8. */
+#ifndef PCI_IRQ_INTX
+#define PCI_IRQ_INTX PCI_IRQ_LEGACY
+#endif
+
 static unsigned int wanted_kind(void)
 {
 	if (!strcmp(kind, "msix"))
@@ -215,12 +220,12 @@ static int probe_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	err = pcim_enable_device(pdev);
 	if (err)
 		return err;
-	probe->regs = pcim_iomap_region(pdev, 0, KBUILD_MODNAME);
-	if (IS_ERR(probe->regs))
-		return PTR_ERR(probe->regs);
-	probe->memory = pcim_iomap_region(pdev, 2, KBUILD_MODNAME);
-	if (IS_ERR(probe->memory))
-		return PTR_ERR(probe->memory);
+	probe->regs = pcim_iomap(pdev, 0, 0);
+	if (!probe->regs)
+		return -ENOMEM;
+	probe->memory = pcim_iomap(pdev, 2, 0);
+	if (!probe->memory)
+		return -ENOMEM;
 	pci_set_master(pdev);
 	err = probe_request_irqs(probe);
 	if (err)
