@@ -26,6 +26,8 @@
 
 /**
  * struct softcard_alias - what ioremap() has given a driver
+ * @node: in softcard_aliases
+ * @rcu: frees it
  * @start: alias
  * @size: bytes
  * @function: whose BAR; NULL where there is none, and in the self-test
@@ -127,6 +129,7 @@ static int softcard_die(struct notifier_block *block, unsigned long action, void
 	regs->ip = (unsigned long)softcard_thunk;
 	return NOTIFY_STOP;
 }
+
 NOKPROBE_SYMBOL(softcard_die);
 
 static struct notifier_block softcard_die_notifier = {
@@ -296,6 +299,7 @@ asmlinkage void softcard_access(struct pt_regs *regs)
 	if (done)
 		regs->ip += insn.length;
 }
+
 NOKPROBE_SYMBOL(softcard_access);
 
 /* Aliases. */

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+from tests.host.debug_kernel import debug_kernel
 
 from softcard.guest.guest import Result
 from softcard.guest.qemu import QemuBus, QemuGuest, StockKernel
@@ -19,6 +21,7 @@ from softcard.testing.plugin import ECHO, WATCH
 
 ROOT = Path(__file__).parents[2]
 DEFAULT_KERNELS = "6.12"
+DEBUG = "debug"
 MEMORY = 1 << 30
 # A processor that serves, and one that waits.
 PROCESSORS = 2
@@ -47,8 +50,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--host-kernels",
         default=DEFAULT_KERNELS,
-        help="kernels in which the host bus is tested: Debian's, by their series, separated by "
-        f"commas; default: {DEFAULT_KERNELS}",
+        help="kernels in which the host bus is tested, separated by commas: Debian's, by their "
+        f"series, and {DEBUG}, which is built; default: {DEFAULT_KERNELS}",
     )
 
 
@@ -60,7 +63,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def kernel(request: pytest.FixtureRequest) -> StockKernel:
-    return fetch_kernel(request.param, lambda step, share: None)
+    get = debug_kernel if request.param == DEBUG else partial(fetch_kernel, request.param)
+    return get(lambda step, share: None)
 
 
 @pytest.fixture(scope="session")

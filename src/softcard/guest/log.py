@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 TAIL = 25
 LONG_TAIL = 80
 PROBLEM = re.compile(
-    r"\b(WARNING:|BUG:|Oops\b|Kernel panic|general protection|Call Trace:|INFO: task .* blocked|"
+    r"\b(WARNING:|BUG:|kernel BUG at|BUG [\w-]+ \(|Oops\b|Kernel panic|general protection|"
+    r"Call Trace:|INFO: task .* blocked|INFO: trying to register non-static key|"
     r"possible (circular|recursive) locking|possible irq lock inversion|inconsistent lock state|"
-    r"suspicious RCU|KASAN|UBSAN|rcu_sched self-detected|soft lockup|Modules linked in:)"
+    r"suspicious RCU|KASAN|KCSAN|UBSAN|ODEBUG: .* object type|kmemleak: \d+ new suspected|"
+    r"rcu_\w+ (self-)?detected|soft lockup|Modules linked in:)"
 )
 
 
