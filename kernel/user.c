@@ -312,11 +312,9 @@ static int softcard_injected(wait_queue_entry_t *wait, unsigned int mode, int sy
 
 	if (!(key_to_poll(key) & EPOLLIN))
 		return 0;
-	/* With the lock of the eventfd's queue held. */
+	/* With the lock of the eventfd's queue held, so that each signal comes here by itself. */
 	eventfd_ctx_do_read(injector->context, &count);
-	for (; count; count--)
-		if (softcard_interrupt(injector->function, injector->kind, injector->vector))
-			break;
+	softcard_interrupt(injector->function, injector->kind, injector->vector);
 	return 0;
 }
 
@@ -379,8 +377,7 @@ static int softcard_add_injector(struct softcard *card, struct softcard_function
 		__u64 count;
 
 		if (!eventfd_ctx_remove_wait_queue(injector->context, &injector->wait, &count))
-			for (; count; count--)
-				softcard_interrupt(function, arg->kind, arg->vector);
+			softcard_interrupt(function, arg->kind, arg->vector);
 		vfs_poll(file, &injector->table);
 	}
 	fput(file);
