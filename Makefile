@@ -8,7 +8,12 @@ PYTHON := setup.py src tests examples benchmarks
 DOCUMENTED := softcard $(addprefix softcard., \
 	backend bus cards errors guest model pcie testing)
 
-.PHONY: help setup demo test lint unit uml host qemu bench wheel docs clean
+# Debian's, by their series, from the oldest to the newest for which the module is made.
+HOST_KERNELS := 6.1 6.12 7.2
+comma := ,
+space := $() $()
+
+.PHONY: help setup demo test test-host-all lint lint-kernel unit uml host qemu bench wheel docs clean
 
 help:
 	@echo "make demo     set everything up, then watch an NVMe card at work"
@@ -18,6 +23,8 @@ help:
 	@echo "make uml      the tests with the embedded Linux alone"
 	@echo "make qemu     the tests with a stock Linux in QEMU alone"
 	@echo "make host     the tests of the kernel module alone, in a stock Linux"
+	@echo "make test-host-all  the same in all of its kernels, one of them built to find faults"
+	@echo "make lint-kernel    the kernel's own checks of the module's source"
 	@echo "make bench    measure"
 	@echo "make docs     write docs/reference from the docstrings"
 	@echo "make wheel    a wheel that carries the kernel, in dist/"
@@ -32,7 +39,7 @@ demo:
 
 test: setup
 	$(MAKE) --no-print-directory lint
-	$(BIN)/pytest tests/unit tests/uml tests/vfio_user examples
+	$(BIN)/pytest tests/unit tests/uml tests/vfio_user tests/host examples
 
 lint:
 	@tools/setup packages venv
@@ -54,6 +61,15 @@ qemu:
 
 host: setup
 	$(BIN)/pytest tests/host
+	$(MAKE) --no-print-directory lint-kernel
+
+test-host-all: setup
+	$(BIN)/python -m tests.host.debug_kernel
+	$(BIN)/pytest tests/host --host-kernels $(subst $(space),$(comma),$(HOST_KERNELS) debug)
+	$(BIN)/python -m tests.host.lint $(HOST_KERNELS)
+
+lint-kernel: setup
+	$(BIN)/python -m tests.host.lint 6.12
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -28,7 +28,7 @@ from softcard.guest.qemu.kernel import (
 from softcard.guest.qemu.program import Qemu
 
 KERNEL_PACKAGE = "linux-image-amd64"
-PARTS = ("linux-binary-", "linux-modules-")
+PARTS = ("linux-base-", "linux-binary-", "linux-modules-")
 # The first release whose backports have a QEMU that is new enough; older kernels are of no use
 # to anybody who has this one.
 OLDEST = "trixie"
