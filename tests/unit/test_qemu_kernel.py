@@ -14,8 +14,17 @@ import pytest
 from softcard import UsageError
 from softcard.guest.qemu import QemuError, stock_kernel
 from softcard.guest.qemu.compression import CompressionError, unpack
+from softcard.guest.qemu.headers import headers
 from softcard.guest.qemu.initramfs import MODULES, failed_step, initramfs
-from softcard.guest.qemu.kernel import release_of, unpacked, unpacked_file
+from softcard.guest.qemu.kernel import (
+    find_kernel_of,
+    kernels_folder,
+    need_kernel,
+    release_of,
+    series_folder,
+    unpacked,
+    unpacked_file,
+)
 from softcard.guest.qemu.modules import module_images
 
 ELF = b"\x7fELF" + bytes(range(200))
@@ -41,13 +50,13 @@ def elf_kernel(*, entry_note: bool) -> bytes:
     return header + struct.pack("<IIQQQQQQ", 4, 4, 120, 0, 0, len(note), len(note), 4) + note
 
 
-def bz_image(payload: bytes, size: int) -> bytes:
+def bz_image(payload: bytes, size: int, release: str = RELEASE) -> bytes:
     """A kernel image as far as it is looked at."""
     image = bytearray(0x600)
     image[0x1F1] = 1
     image[0x202:0x206] = b"HdrS"
     struct.pack_into("<H", image, 0x20E, 0x100)
-    text = f"{RELEASE} (somebody) #1\0".encode()
+    text = f"{release} (somebody) #1\0".encode()
     image[0x300 : 0x300 + len(text)] = text
     packed = payload + struct.pack("<I", size)
     struct.pack_into("<II", image, 0x248, 0x200, len(packed))
@@ -124,6 +133,37 @@ def test_an_unpacked_image_is_what_boots(image: Path) -> None:
     assert stock_kernel(image).bootable == image
     unpacked_file(image).touch()
     assert stock_kernel(image).bootable == unpacked_file(image)
+
+
+def test_kernels_of_series_are_apart_from_the_one_that_boots_when_nothing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for folder, release in (
+        (kernels_folder() / RELEASE, RELEASE),
+        (series_folder("6.1"), "6.1.0-50-amd64"),
+    ):
+        (folder / "boot").mkdir(parents=True)
+        image = bz_image(lzma.compress(ELF), len(ELF), release)
+        (folder / "boot" / f"vmlinuz-{release}").write_bytes(image)
+
+    def release_of_series(series: str) -> str | None:
+        kernel = find_kernel_of(series)
+        return kernel.release if kernel else None
+
+    assert need_kernel().release == RELEASE
+    assert release_of_series("6.12") == RELEASE
+    assert release_of_series("6.1") == "6.1.0-50-amd64"
+    assert release_of_series("7.2") is None
+
+
+def test_a_kernel_whose_modules_name_its_headers_needs_no_others(
+    image: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "usr/lib/modules" / RELEASE
+    (folder / "build").mkdir(parents=True)
+    (folder / "modules.dep").touch()
+    assert headers(stock_kernel(image)) == folder / "build"
 
 
 # Modules.
