@@ -130,7 +130,7 @@ static int softcard_add_range(struct softcard *card, void __user *arg)
 	err = account_locked_vm(card->mm, pages, true);
 	if (err)
 		goto free;
-	memory->page = kvcalloc(pages, sizeof(*memory->page), GFP_KERNEL_ACCOUNT);
+	memory->page = kvcalloc(pages, sizeof(*memory->page), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	err = -ENOMEM;
 	if (!memory->page)
 		goto uncharge;
@@ -171,6 +171,9 @@ static int softcard_plug_user(struct softcard *card, void __user *arg)
 	    plug.link_speed > PCI_EXP_LNKCAP_SLS_64_0GB || plug.link_width > MAX_LINK_WIDTH ||
 	    memchr_inv(plug.reserved, 0, sizeof(plug.reserved)))
 		return -EINVAL;
+	/* Whoever could not be told of the domain shall not have plugged in. */
+	if (copy_to_user(arg, &plug, sizeof(plug)))
+		return -EFAULT;
 	err = softcard_plug(card, &plug);
 	if (err)
 		return err;
@@ -494,10 +497,13 @@ static int softcard_card_mmap(struct file *file, struct vm_area_struct *vma)
 	/* A copy after fork() would be another program's. */
 	if (vma->vm_pgoff || !(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
+	if (vma->vm_flags & VM_EXEC)
+		return -EPERM;
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
-	vm_flags_set(vma, VM_DONTCOPY);
+	vm_flags_mod(vma, VM_DONTCOPY, VM_MAYEXEC);
 #else
 	vma->vm_flags |= VM_DONTCOPY;
+	vma->vm_flags &= ~VM_MAYEXEC;
 #endif
 	return remap_vmalloc_range(vma, card->ring, 0);
 }
