@@ -11,6 +11,7 @@
 #include <linux/msi.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
+#include <linux/timekeeping.h>
 #include <linux/version.h>
 
 #include "softcard.h"
@@ -25,21 +26,42 @@
 #define FUNCTION_SHIFT		12
 #define IS_MSIX			BIT(11)
 #define INDEX_MASK		(IS_MSIX - 1)
+/* How long a handler may be called over and over. */
+#define AT_ONCE_NS		NSEC_PER_MSEC
 /* In place of a function's number. */
 #define PORT			SOFTCARD_FUNCTIONS
 /* Where messages would go, for whoever reads the table. */
 #define MESSAGE_ADDRESS		0xfee00000
 
-static void softcard_vector_fire(struct irq_work *work)
+/*
+ * A card may interrupt faster than its handler is. The rest has to wait for the next tick then, or
+ * this processor would do nothing else.
+ */
+static void softcard_vector_handle(struct softcard_vector *vector)
 {
-	struct softcard_vector *vector = container_of(work, struct softcard_vector, work);
+	u64 end = ktime_get_mono_fast_ns() + AT_ONCE_NS;
 
 	do {
 		unsigned int virq = READ_ONCE(vector->virq);
 
 		if (virq)
 			generic_handle_irq(virq);
-	} while (!atomic_dec_and_test(&vector->count));
+		else
+			atomic_long_set(&vector->count, 1);
+		if (atomic_long_dec_and_test(&vector->count))
+			return;
+	} while (ktime_get_mono_fast_ns() < end);
+	irq_work_queue(&vector->later);
+}
+
+static void softcard_vector_fire(struct irq_work *work)
+{
+	softcard_vector_handle(container_of(work, struct softcard_vector, work));
+}
+
+static void softcard_vector_go_on(struct irq_work *work)
+{
+	softcard_vector_handle(container_of(work, struct softcard_vector, later));
 }
 
 static void softcard_vector_remote(void *data)
@@ -53,6 +75,7 @@ static void softcard_vector_init(struct softcard_vector *vector, struct softcard
 {
 	vector->function = function;
 	vector->work = IRQ_WORK_INIT_HARD(softcard_vector_fire);
+	vector->later = __IRQ_WORK_INIT(softcard_vector_go_on, IRQ_WORK_LAZY | IRQ_WORK_HARD_IRQ);
 	INIT_CSD(&vector->remote, softcard_vector_remote, vector);
 	vector->cpu = cpumask_first(cpu_online_mask);
 	vector->other = cpumask_any_but(cpu_online_mask, vector->cpu);
@@ -64,7 +87,7 @@ void softcard_vector_signal(struct softcard_vector *vector)
 	unsigned int cpu = READ_ONCE(vector->cpu), other = READ_ONCE(vector->other);
 
 	/* On two processors at once, messages would be merged: who handles goes on. */
-	if (atomic_inc_return(&vector->count) != 1)
+	if (atomic_long_inc_return(&vector->count) != 1)
 		return;
 	/*
 	 * Here is the card's program, most likely. A handler that reads a register must not
@@ -86,6 +109,7 @@ static void softcard_vector_stop(struct softcard_vector *vector)
 	/* An inter-processor interrupt that was sent has been taken when all have answered. */
 	synchronize_rcu();
 	kick_all_cpus_sync();
+	irq_work_sync(&vector->later);
 }
 
 static int softcard_vector_affinity(struct softcard_vector *vector, const struct cpumask *mask,

@@ -47,7 +47,9 @@ static struct softcard_function *softcard_function_at(struct pci_bus *bus, unsig
 {
 	struct softcard *card = softcard_of_bus(bus);
 
-	if (pci_is_root_bus(bus) || PCI_SLOT(devfn) || PCI_FUNC(devfn) >= card->function_count)
+	/* A card may say that it is a bridge; behind that is nothing, least of all itself again. */
+	if (!bus->parent || !pci_is_root_bus(bus->parent) || PCI_SLOT(devfn) ||
+	    PCI_FUNC(devfn) >= card->function_count)
 		return NULL;
 	return card->function[PCI_FUNC(devfn)];
 }
@@ -399,7 +401,9 @@ void softcard_pci_add(struct softcard *card)
 	}
 	bridge->bus = host->bus;
 	card->bridge = bridge;
-	pci_assign_unassigned_bus_resources(host->bus);
+	/* Not pci_assign_unassigned_bus_resources(), which trusts a card so far that it may BUG(). */
+	pci_bus_size_bridges(host->bus);
+	pci_bus_assign_resources(host->bus);
 	pci_bus_add_devices(host->bus);
 	pci_unlock_rescan_remove();
 }

@@ -53,6 +53,7 @@ struct softcard_function;
  * @function: whose
  * @work: calls the handler, in hard interrupt context
  * @remote: the same on another processor
+ * @later: the same, when it has taken too long
  * @count: messages that are on their way
  * @virq: Linux's number, 0 while no driver has it
  * @cpu: where it goes
@@ -62,7 +63,8 @@ struct softcard_vector {
 	struct softcard_function *function;
 	struct irq_work work;
 	call_single_data_t remote;
-	atomic_t count;
+	struct irq_work later;
+	atomic_long_t count;
 	unsigned int virq;
 	unsigned int cpu;
 	unsigned int other;

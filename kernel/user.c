@@ -130,7 +130,7 @@ static int softcard_add_range(struct softcard *card, void __user *arg)
 	err = account_locked_vm(card->mm, pages, true);
 	if (err)
 		goto free;
-	memory->page = kvcalloc(pages, sizeof(*memory->page), GFP_KERNEL_ACCOUNT);
+	memory->page = kvcalloc(pages, sizeof(*memory->page), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	err = -ENOMEM;
 	if (!memory->page)
 		goto uncharge;
@@ -171,6 +171,9 @@ static int softcard_plug_user(struct softcard *card, void __user *arg)
 	    plug.link_speed > PCI_EXP_LNKCAP_SLS_64_0GB || plug.link_width > MAX_LINK_WIDTH ||
 	    memchr_inv(plug.reserved, 0, sizeof(plug.reserved)))
 		return -EINVAL;
+	/* Whoever could not be told of the domain shall not have plugged in. */
+	if (copy_to_user(arg, &plug, sizeof(plug)))
+		return -EFAULT;
 	err = softcard_plug(card, &plug);
 	if (err)
 		return err;
@@ -303,11 +306,9 @@ static int softcard_injected(wait_queue_entry_t *wait, unsigned int mode, int sy
 
 	if (!(key_to_poll(key) & EPOLLIN))
 		return 0;
-	/* With the lock of the eventfd's queue held. */
+	/* With the lock of the eventfd's queue held, so that each signal comes here by itself. */
 	eventfd_ctx_do_read(injector->context, &count);
-	for (; count; count--)
-		if (softcard_interrupt(injector->function, injector->kind, injector->vector))
-			break;
+	softcard_interrupt(injector->function, injector->kind, injector->vector);
 	return 0;
 }
 
@@ -370,8 +371,7 @@ static int softcard_add_injector(struct softcard *card, struct softcard_function
 		__u64 count;
 
 		if (!eventfd_ctx_remove_wait_queue(injector->context, &injector->wait, &count))
-			for (; count; count--)
-				softcard_interrupt(function, arg->kind, arg->vector);
+			softcard_interrupt(function, arg->kind, arg->vector);
 		vfs_poll(file, &injector->table);
 	}
 	fput(file);
@@ -490,10 +490,13 @@ static int softcard_card_mmap(struct file *file, struct vm_area_struct *vma)
 	/* A copy after fork() would be another program's. */
 	if (!(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
+	if (vma->vm_flags & VM_EXEC)
+		return -EPERM;
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
-	vm_flags_set(vma, VM_DONTCOPY);
+	vm_flags_mod(vma, VM_DONTCOPY, VM_MAYEXEC);
 #else
 	vma->vm_flags |= VM_DONTCOPY;
+	vma->vm_flags &= ~VM_MAYEXEC;
 #endif
 	return remap_vmalloc_range(vma, card->ring, 0);
 }

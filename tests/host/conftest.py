@@ -32,6 +32,25 @@ LIMIT = 300.0
 Modules = Callable[[str], str]
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """How long the hard tests are.
+
+    Attributes:
+        calls: of noise.
+        writes: in a burst.
+        injections: of interrupts.
+        cycles: of plugging in and pulling.
+        seed: for what is drawn at random.
+    """
+
+    calls: int
+    writes: int
+    injections: int
+    cycles: int
+    seed: int
+
+
 class Inside(Protocol):
     """What the fixture `inside` gives."""
 
@@ -53,6 +72,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="kernels in which the host bus is tested, separated by commas: Debian's, by their "
         f"series, and {DEBUG}, which is built; default: {DEFAULT_KERNELS}",
     )
+    parser.addoption(
+        "--host-long", action="store_true",
+        help="the hard tests of the host bus at full length, which takes hours",
+    )  # fmt: skip
+    parser.addoption(
+        "--host-seed", type=int, default=1, help="what the tests of the host bus draw at random"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -65,6 +91,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def kernel(request: pytest.FixtureRequest) -> StockKernel:
     get = debug_kernel if request.param == DEBUG else partial(fetch_kernel, request.param)
     return get(lambda step, share: None)
+
+
+@pytest.fixture(scope="session")
+def lengths(request: pytest.FixtureRequest) -> Lengths:
+    seed = request.config.getoption("host_seed", 1)
+    if request.config.getoption("host_long", False):
+        return Lengths(10_000_000, 1_000_000, 1_000_000, 1_000, seed)
+    return Lengths(200_000, 50_000, 50_000, 20, seed)
 
 
 @pytest.fixture(scope="session")

@@ -236,7 +236,8 @@ struct softcard_interrupt {
  * @function: 0 to 7
  * @kind: SOFTCARD_INTERRUPT_MSIX or SOFTCARD_INTERRUPT_MSI
  * @vector: which
- * @fd: an eventfd, or -1 for none any more
+ * @fd: an eventfd, or -1 for none any more. Each signal is one message, whatever it adds to the
+ *	eventfd's counter; what was signalled before is one, too.
  * @reserved: zero
  */
 struct softcard_eventfd {
