@@ -21,6 +21,8 @@
 #define WRITE_PATIENCE			10
 /* Where it can sleep, a read first spins for as long as a quick answer takes. */
 #define SPIN_NS				50000
+/* Where it cannot, the card's program has this long to answer before it is looked after. */
+#define RESCUE_NS			100000
 /* A program's store and load are not ordered: a wake-up may be missed, and is then made up for. */
 #define NAP				msecs_to_jiffies(4)
 
@@ -68,6 +70,7 @@ static void softcard_free(struct work_struct *work)
 
 	softcard_pci_release(card);
 	softcard_irq_release(card);
+	softcard_irq_settle(card);
 	for (i = 0; i < card->function_count; i++) {
 		struct softcard_function *function = card->function[i];
 
@@ -80,6 +83,7 @@ static void softcard_free(struct work_struct *work)
 	}
 	if (card->locked_pages)
 		account_locked_vm(card->mm, card->locked_pages, false);
+	softcard_rescue_release(card);
 	mmdrop(card->mm);
 	vfree(card->ring);
 	kvfree(card);
@@ -163,6 +167,7 @@ struct softcard *softcard_create(const struct softcard_create *create)
 	INIT_WORK(&card->add_work, softcard_add_work);
 	INIT_WORK(&card->remove_work, softcard_remove_work);
 	mutex_init(&card->lock);
+	softcard_rescue_init(card);
 	mutex_init(&card->eventfd_lock);
 	raw_spin_lock_init(&card->ring_lock);
 	raw_spin_lock_init(&card->port.lock);
@@ -364,19 +369,39 @@ static int softcard_take_slot(struct softcard *card)
 	return slot;
 }
 
-static bool softcard_spin(struct softcard *card, u64 *sequence, u64 wanted, u64 ns, bool preempt)
+/* Whoever can sleep only waits for a quick answer. */
+static bool softcard_spin(struct softcard *card, u64 *sequence, u64 wanted)
 {
-	u64 deadline = ktime_get_mono_fast_ns() + ns;
+	u64 deadline = ktime_get_mono_fast_ns() + SPIN_NS;
 
-	for (;;) {
-		if (smp_load_acquire(sequence) == wanted)
-			return true;
-		if (READ_ONCE(card->dead) || ktime_get_mono_fast_ns() > deadline)
-			return false;
-		if (preempt && need_resched())
+	while (smp_load_acquire(sequence) != wanted) {
+		if (READ_ONCE(card->dead) || ktime_get_mono_fast_ns() > deadline || need_resched())
 			return false;
 		cpu_relax();
 	}
+	return true;
+}
+
+/* Whoever cannot sleep sees to it that the card's program does not wait for this processor. */
+static bool softcard_spin_atomic(struct softcard *card, u64 *sequence, u64 wanted)
+{
+	u64 start = ktime_get_mono_fast_ns(), now = start;
+	u64 limit = (u64)card->atomic_timeout_us * NSEC_PER_USEC;
+	bool answered, rescue = false;
+
+	softcard_vector_reads();
+	for (;;) {
+		answered = smp_load_acquire(sequence) == wanted;
+		if (answered || READ_ONCE(card->dead) || now - start > limit)
+			break;
+		if (!rescue && now - start > RESCUE_NS)
+			rescue = softcard_rescue_begin(card);
+		cpu_relax();
+		now = ktime_get_mono_fast_ns();
+	}
+	if (rescue)
+		softcard_rescue_end(card);
+	return answered;
 }
 
 static bool softcard_sleep(struct softcard *card, struct softcard_slot *slot,
@@ -415,7 +440,6 @@ u64 softcard_ask(struct softcard *card, struct softcard_op *op, bool *answered)
 {
 	bool sleeps = softcard_may_sleep();
 	u64 value = softcard_all_ones(op->size);
-	u64 limit = (u64)card->atomic_timeout_us * NSEC_PER_USEC;
 	struct softcard_answer *answer;
 	struct softcard_slot *slot;
 	int number;
@@ -436,12 +460,12 @@ u64 softcard_ask(struct softcard *card, struct softcard_op *op, bool *answered)
 	op->value = slot->sequence;
 	if (softcard_post(card, op))
 		goto out;
-	if (sleeps && num_online_cpus() > 1)
-		limit = SPIN_NS;
-	if (!sleeps || num_online_cpus() > 1)
-		*answered = softcard_spin(card, &answer->sequence, slot->sequence, limit, sleeps);
-	if (!*answered && sleeps)
-		*answered = softcard_sleep(card, slot, answer);
+	if (!sleeps)
+		*answered = softcard_spin_atomic(card, &answer->sequence, slot->sequence);
+	else
+		*answered = (num_online_cpus() > 1 &&
+			     softcard_spin(card, &answer->sequence, slot->sequence)) ||
+			    softcard_sleep(card, slot, answer);
 	if (*answered)
 		value &= READ_ONCE(answer->value);
 	else if (!READ_ONCE(card->dead))

@@ -32,69 +32,87 @@
 #define PORT			SOFTCARD_FUNCTIONS
 /* Where messages would go, for whoever reads the table. */
 #define MESSAGE_ADDRESS		0xfee00000
+/* How often a handler is called without a read before its vector is taken for quiet. */
+#define QUIET_AFTER		16
 
-/*
- * A card may interrupt faster than its handler is. The rest has to wait for the next tick then, or
- * this processor would do nothing else.
- */
-static void softcard_vector_handle(struct softcard_vector *vector)
+static struct workqueue_struct *softcard_irq_wq;
+/* Whose handler is being called. */
+static DEFINE_PER_CPU(struct softcard_vector *, softcard_handling);
+
+/* A card may interrupt faster than its handler is; then others have their turn in between. */
+static void softcard_vector_handle(struct irq_work *work)
 {
+	struct softcard_vector *vector = container_of(work, struct softcard_vector, work);
 	u64 end = ktime_get_mono_fast_ns() + AT_ONCE_NS;
 
+	this_cpu_write(softcard_handling, vector);
 	do {
 		unsigned int virq = READ_ONCE(vector->virq);
 
+		if (vector->quiet < QUIET_AFTER)
+			vector->quiet++;
 		if (virq)
 			generic_handle_irq(virq);
 		else
 			atomic_long_set(&vector->count, 1);
 		if (atomic_long_dec_and_test(&vector->count))
-			return;
-	} while (ktime_get_mono_fast_ns() < end);
-	irq_work_queue(&vector->later);
-}
-
-static void softcard_vector_fire(struct irq_work *work)
-{
-	softcard_vector_handle(container_of(work, struct softcard_vector, work));
-}
-
-static void softcard_vector_go_on(struct irq_work *work)
-{
-	softcard_vector_handle(container_of(work, struct softcard_vector, later));
+			goto out;
+	} while (!vector->level && ktime_get_mono_fast_ns() < end);
+	queue_work(softcard_irq_wq, &vector->worker);
+out:
+	this_cpu_write(softcard_handling, NULL);
 }
 
 static void softcard_vector_remote(void *data)
 {
 	struct softcard_vector *vector = data;
 
-	softcard_vector_fire(&vector->work);
+	softcard_vector_handle(&vector->work);
+}
+
+/* In hard interrupt context all the same, but on top of a thread that nobody waits for. */
+static void softcard_vector_work(struct work_struct *work)
+{
+	struct softcard_vector *vector = container_of(work, struct softcard_vector, worker);
+
+	irq_work_queue(&vector->work);
+}
+
+/**
+ * softcard_vector_reads - a read is made that cannot sleep
+ *
+ * A handler that reads registers waits for the card's program, and keeps its processor meanwhile. It
+ * must not have interrupted that program, nor look to the scheduler like a processor that is idle.
+ */
+void softcard_vector_reads(void)
+{
+	struct softcard_vector *vector = this_cpu_read(softcard_handling);
+
+	if (vector)
+		vector->quiet = 0;
 }
 
 static void softcard_vector_init(struct softcard_vector *vector, struct softcard_function *function)
 {
 	vector->function = function;
-	vector->work = IRQ_WORK_INIT_HARD(softcard_vector_fire);
-	vector->later = __IRQ_WORK_INIT(softcard_vector_go_on, IRQ_WORK_LAZY | IRQ_WORK_HARD_IRQ);
+	vector->work = IRQ_WORK_INIT_HARD(softcard_vector_handle);
+	INIT_WORK(&vector->worker, softcard_vector_work);
 	INIT_CSD(&vector->remote, softcard_vector_remote, vector);
 	vector->cpu = cpumask_first(cpu_online_mask);
-	vector->other = cpumask_any_but(cpu_online_mask, vector->cpu);
 }
 
 /* A message; the caller holds the lock of whoever sends it. */
 void softcard_vector_signal(struct softcard_vector *vector)
 {
-	unsigned int cpu = READ_ONCE(vector->cpu), other = READ_ONCE(vector->other);
+	unsigned int cpu = READ_ONCE(vector->cpu);
 
 	/* On two processors at once, messages would be merged: who handles goes on. */
 	if (atomic_long_inc_return(&vector->count) != 1)
 		return;
-	/*
-	 * Here is the card's program, most likely. A handler that reads a register must not
-	 * interrupt it, or nobody answers.
-	 */
-	if (cpu == smp_processor_id() && other < nr_cpu_ids)
-		cpu = other;
+	if (READ_ONCE(vector->quiet) < QUIET_AFTER) {
+		queue_work(softcard_irq_wq, &vector->worker);
+		return;
+	}
 	if (cpu < nr_cpu_ids && cpu != smp_processor_id()) {
 		if (!smp_call_function_single_async(cpu, &vector->remote))
 			return;
@@ -109,33 +127,22 @@ static void softcard_vector_stop(struct softcard_vector *vector)
 	/* An inter-processor interrupt that was sent has been taken when all have answered. */
 	synchronize_rcu();
 	kick_all_cpus_sync();
-	irq_work_sync(&vector->later);
+	/* A handler that was called once more may have left the rest to the worker, and it to that. */
+	cancel_work_sync(&vector->worker);
+	irq_work_sync(&vector->work);
+	atomic_long_set(&vector->count, 0);
 }
 
-static int softcard_vector_affinity(struct softcard_vector *vector, const struct cpumask *mask,
-				    bool force)
+static int softcard_irq_set_affinity(struct irq_data *data, const struct cpumask *mask, bool force)
 {
+	struct softcard_vector *vector = irq_data_get_irq_chip_data(data);
 	unsigned int cpu = cpumask_any_and(mask, cpu_online_mask);
-	unsigned int other;
 
 	if (force)
 		cpu = cpumask_first(mask);
 	if (cpu >= nr_cpu_ids)
 		return -EINVAL;
-	for_each_cpu_and(other, mask, cpu_online_mask)
-		if (other != cpu)
-			break;
 	WRITE_ONCE(vector->cpu, cpu);
-	WRITE_ONCE(vector->other, other);
-	return cpu;
-}
-
-static int softcard_irq_set_affinity(struct irq_data *data, const struct cpumask *mask, bool force)
-{
-	int cpu = softcard_vector_affinity(irq_data_get_irq_chip_data(data), mask, force);
-
-	if (cpu < 0)
-		return cpu;
 	irq_data_update_effective_affinity(data, cpumask_of(cpu));
 	return IRQ_SET_MASK_OK_DONE;
 }
@@ -373,6 +380,7 @@ int softcard_irq_set_function(struct softcard_function *function)
 	unsigned int i;
 
 	softcard_vector_init(&function->intx, function);
+	function->intx.level = true;
 	if (vectors) {
 		function->table = kvcalloc(vectors, PCI_MSIX_ENTRY_SIZE, GFP_KERNEL_ACCOUNT);
 		function->pending = bitmap_zalloc(vectors, GFP_KERNEL_ACCOUNT);
@@ -450,4 +458,37 @@ void softcard_irq_release(struct softcard *card)
 	card->msi_domain = NULL;
 	card->intx_fwnode = NULL;
 	card->msi_fwnode = NULL;
+}
+
+/* Nobody signals any more, and no handler is left: what is on its way comes to nothing. */
+void softcard_irq_settle(struct softcard *card)
+{
+	unsigned int i, j;
+
+	flush_workqueue(softcard_irq_wq);
+	synchronize_rcu();
+	kick_all_cpus_sync();
+	irq_work_sync(&card->port.vector.work);
+	for (i = 0; i < card->function_count; i++) {
+		struct softcard_function *function = card->function[i];
+
+		if (!function->present)
+			continue;
+		irq_work_sync(&function->intx.work);
+		for (j = 0; j < function->info.msix_vectors; j++)
+			irq_work_sync(&function->msix[j].work);
+		for (j = 0; function->msi && j < SOFTCARD_MSI_VECTORS; j++)
+			irq_work_sync(&function->msi[j].work);
+	}
+}
+
+int softcard_irq_init(void)
+{
+	softcard_irq_wq = alloc_workqueue("softcard-irq", WQ_UNBOUND | WQ_HIGHPRI, 0);
+	return softcard_irq_wq ? 0 : -ENOMEM;
+}
+
+void softcard_irq_exit(void)
+{
+	destroy_workqueue(softcard_irq_wq);
 }

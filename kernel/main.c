@@ -11,9 +11,12 @@ static int __init softcard_init(void)
 	err = softcard_card_init();
 	if (err)
 		return err;
-	err = softcard_pci_init();
+	err = softcard_irq_init();
 	if (err)
 		goto exit_card;
+	err = softcard_pci_init();
+	if (err)
+		goto exit_irq;
 	err = softcard_trap_init();
 	if (err)
 		goto exit_pci;
@@ -31,6 +34,8 @@ exit_trap:
 	softcard_trap_exit();
 exit_pci:
 	softcard_pci_exit();
+exit_irq:
+	softcard_irq_exit();
 exit_card:
 	softcard_card_exit();
 	return err;
@@ -42,6 +47,7 @@ static void __exit softcard_exit(void)
 	softcard_map_exit();
 	softcard_trap_exit();
 	softcard_pci_exit();
+	softcard_irq_exit();
 	softcard_card_exit();
 }
 

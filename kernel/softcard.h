@@ -3,6 +3,7 @@
  * What the parts of softcard.ko know of each other.
  *
  * card.c	a card's life, and its ring
+ * rescue.c	keeps the card's program off processors that wait for it
  * pci.c	host bridge, configuration space, windows
  * port.c	the root port in front of a card
  * bar.c	accesses to BARs
@@ -53,21 +54,23 @@ struct softcard_function;
  * @function: whose
  * @work: calls the handler, in hard interrupt context
  * @remote: the same on another processor
- * @later: the same, when it has taken too long
+ * @worker: the same on top of a thread of the kernel's own, which the scheduler places
  * @count: messages that are on their way
  * @virq: Linux's number, 0 while no driver has it
  * @cpu: where it goes
- * @other: where it goes when the card's program is there; nr_cpu_ids where its affinity has no other
+ * @quiet: how often its handler has been called without reading a register, up to a limit
+ * @level: the handler is not called again before others have had their turn
  */
 struct softcard_vector {
 	struct softcard_function *function;
 	struct irq_work work;
 	call_single_data_t remote;
-	struct irq_work later;
+	struct work_struct worker;
 	atomic_long_t count;
 	unsigned int virq;
 	unsigned int cpu;
-	unsigned int other;
+	unsigned int quiet;
+	bool level;
 };
 
 /**
@@ -187,6 +190,9 @@ struct softcard_slot {
  * @dead: nothing is asked any more; set once, read everywhere
  * @ring_lock: orders what goes into the ring
  * @head: as in the ring, where the program can write it
+ * @program: whose threads answer; changed under @lock, read under RCU
+ * @rescue_wanted: a read that cannot sleep waits on @rescue_cpu
+ * @rescue_cpu: which its threads are kept off; -1 for none
  * @left: wakes who waits until Linux has removed the last function
  */
 struct softcard {
@@ -210,6 +216,10 @@ struct softcard {
 	DECLARE_BITMAP(slots_used, SOFTCARD_SLOTS);
 	unsigned int read_timeout_ms;
 	unsigned int atomic_timeout_us;
+	struct pid *program;
+	struct work_struct rescue_work;
+	bool rescue_wanted;
+	int rescue_cpu;
 
 	int domain;
 	struct softcard_bridge *bridge;
@@ -258,6 +268,13 @@ static inline u64 softcard_all_ones(unsigned int size)
 	return size >= 8 ? ~0ULL : (1ULL << (8 * size)) - 1;
 }
 
+/* rescue.c */
+void softcard_rescue_init(struct softcard *card);
+void softcard_rescue_release(struct softcard *card);
+void softcard_rescue_set_program(struct softcard *card);
+bool softcard_rescue_begin(struct softcard *card);
+void softcard_rescue_end(struct softcard *card);
+
 /* port.c */
 void softcard_port_init(struct softcard *card, unsigned int number, unsigned int speed,
 			unsigned int width);
@@ -300,7 +317,11 @@ struct page *softcard_bar_page(struct softcard_function *function, unsigned int 
 int softcard_irq_prepare(struct softcard *card);
 void softcard_irq_release(struct softcard *card);
 int softcard_irq_set_function(struct softcard_function *function);
+void softcard_irq_settle(struct softcard *card);
 void softcard_vector_signal(struct softcard_vector *vector);
+void softcard_vector_reads(void);
+int softcard_irq_init(void);
+void softcard_irq_exit(void);
 void softcard_intx_update(struct softcard_function *function);
 void softcard_irq_free_function(struct softcard_function *function);
 int softcard_intx_virq(struct softcard_function *function);

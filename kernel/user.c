@@ -182,6 +182,7 @@ static int softcard_plug_user(struct softcard *card, void __user *arg)
 
 static int softcard_arm(struct softcard *card)
 {
+	softcard_rescue_set_program(card);
 	WRITE_ONCE(card->armed, true);
 	/* Pairs with the barrier of softcard_notify(). */
 	smp_mb();

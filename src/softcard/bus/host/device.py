@@ -16,6 +16,8 @@ from softcard.model.mapping import address_of
 
 ARENA_SIZE = 4 << 20
 ARENA_DATA = SEGMENT.size * MAX_SEGMENTS
+# Where a read cannot sleep. The kernel's watchdogs take ten times as long for a lockup.
+ATOMIC_TIMEOUT = 1.0
 
 
 def open_device() -> int:
@@ -63,7 +65,10 @@ class Device:
     def __init__(self, functions: int, read_timeout: float) -> None:
         fd = open_device()
         try:
-            argument = bytearray(uapi.CREATE.pack(functions, 0, round(read_timeout * 1000), 0))
+            atomic = min(read_timeout or ATOMIC_TIMEOUT, ATOMIC_TIMEOUT)
+            argument = bytearray(
+                uapi.CREATE.pack(functions, 0, round(read_timeout * 1e3), round(atomic * 1e6))
+            )
             self.fd: int = fcntl.ioctl(fd, uapi.CREATE_CARD, argument)
         except OSError as error:
             raise PlugError(f"the kernel makes no card: {error.strerror}") from None
