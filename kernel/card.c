@@ -334,7 +334,9 @@ static int softcard_try_post(struct softcard *card, const struct softcard_op *op
  */
 int softcard_post(struct softcard *card, const struct softcard_op *op)
 {
-	u64 deadline = 0;
+	u64 patience = (u64)card->atomic_timeout_us * NSEC_PER_USEC * WRITE_PATIENCE;
+	u64 start = 0, waited;
+	bool rescue = false;
 	int err;
 
 	while ((err = softcard_try_post(card, op)) == -EAGAIN) {
@@ -343,15 +345,19 @@ int softcard_post(struct softcard *card, const struct softcard_op *op)
 			schedule_timeout_idle(1);
 			continue;
 		}
-		if (!deadline)
-			deadline = ktime_get_mono_fast_ns() +
-				   (u64)card->atomic_timeout_us * NSEC_PER_USEC * WRITE_PATIENCE;
-		if (ktime_get_mono_fast_ns() > deadline || num_online_cpus() == 1) {
+		start = start ?: ktime_get_mono_fast_ns();
+		waited = ktime_get_mono_fast_ns() - start;
+		if (waited > patience || num_online_cpus() == 1) {
 			softcard_kill(card, "its program does not take writes that cannot wait");
-			return -ENODEV;
+			err = -ENODEV;
+			break;
 		}
+		if (!rescue && waited > RESCUE_NS)
+			rescue = softcard_rescue_begin(card);
 		cpu_relax();
 	}
+	if (rescue)
+		softcard_rescue_end(card);
 	if (err == -EPROTO)
 		softcard_kill(card, "its program has written nonsense into the ring");
 	return err;
