@@ -274,7 +274,7 @@ int softcard_dma_mmap(struct softcard *card, struct vm_area_struct *vma)
 		return -EINVAL;
 	if (vma->vm_flags & VM_EXEC)
 		return -EACCES;
-	if (READ_ONCE(card->state) == SOFTCARD_NEW)
+	if (READ_ONCE(card->state) == SOFTCARD_NEW || READ_ONCE(card->dead))
 		return -ENXIO;
 	softcard_vm_flags(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP, VM_MAYEXEC);
 	for (offset = 0; offset < size; offset += PAGE_SIZE) {

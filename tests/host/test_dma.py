@@ -17,6 +17,7 @@ def test_a_card_reaches_what_its_driver_has_mapped_and_nothing_else(
     print(said)
     assert "segments: 4000\n" in said
     assert "shared: 12288\n" in said
+    assert said.endswith("pulled\n")
     first = re.search(r"refused: wrong direction (0x[0-9a-f]+)", said)
     assert first is not None
     faults = [line for line in guest.log.since(since) if "DMA fault" in line]

@@ -167,6 +167,19 @@ def coherent_memory_is_shared() -> None:
     print("shared:", size)
 
 
+def a_card_that_was_pulled_reaches_nothing() -> None:
+    ((address, size),) = command("coherent", 0, PAGE)
+    wait_until(lambda: card.dma.view(address, size) is not None)
+    view = card.dma.map(address, size)
+    slot.pull()
+    view[:4] = b"late"
+    for call in (card.dma.read, card.dma.map):
+        with suppress(DmaError):
+            call(address, size)
+            raise AssertionError("the card has been pulled")
+    print("pulled")
+
+
 driver = sys.argv[1]
 mount_debugfs()
 with HostBus() as bus:
@@ -178,6 +191,6 @@ with HostBus() as bus:
     a_list_is_moved_by_one_call()
     how_far_a_move_came_is_told()
     coherent_memory_is_shared()
+    a_card_that_was_pulled_reaches_nothing()
     assert not card.endpoint.errors
-    slot.unplug()
     sh("rmmod softcard_dma")

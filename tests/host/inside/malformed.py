@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import mmap
 import os
 import random
 
@@ -59,6 +60,22 @@ for place in (
 refused(card, uapi.ADD_RANGE, uapi.RANGE.pack(0, 0, 0, 0, 0, 4096, 0), errno.EFAULT)
 for fields in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 7, 0), (0, 0, 0, 33)):
     refused(card, uapi.PLUG_CARD, uapi.PLUG.pack(*fields), errno.EINVAL)
+
+# Memory that may not be mapped, or is not there.
+for offset, flags, access, why in (
+    (0, mmap.MAP_PRIVATE, mmap.PROT_READ, errno.EINVAL),
+    (4096, mmap.MAP_SHARED, mmap.PROT_READ, errno.EINVAL),
+    (uapi.MAP_FUNCTION, mmap.MAP_PRIVATE, mmap.PROT_READ, errno.EINVAL),
+    (uapi.MAP_FUNCTION, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_EXEC, errno.EACCES),
+    (uapi.MAP_FUNCTION, mmap.MAP_SHARED, mmap.PROT_READ, errno.ENXIO),
+    (uapi.MAP_FUNCTION * 2, mmap.MAP_SHARED, mmap.PROT_READ, errno.EINVAL),
+):
+    try:
+        mmap.mmap(card, 4096, flags=flags, prot=access, offset=offset)
+    except OSError as error:
+        assert error.errno == why, (hex(offset), flags, access, error)
+    else:
+        raise AssertionError(f"{offset:#x} can be mapped with {flags}, {access}")
 
 # Noise: nothing of it may do harm. Nobody serves what it happens to plug in.
 random.seed(1)
