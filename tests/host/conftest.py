@@ -54,8 +54,8 @@ class Lengths:
 class Inside(Protocol):
     """What the fixture `inside` gives."""
 
-    def __call__(self, name: str, *arguments: str, check: bool = True) -> Result:
-        """Run a program of `inside/`."""
+    def __call__(self, name: str, *arguments: str, timeout: float = LIMIT) -> Result:
+        """Run a program of `inside/`, which has to succeed."""
 
 
 class BootMachine(Protocol):
@@ -180,16 +180,16 @@ def boot_machine(
 def inside(guest: QemuGuest) -> Inside:
     """Runs a program of `inside/` in the guest."""
 
-    def run(name: str, *arguments: str, check: bool = True) -> Result:
-        return run_inside(guest, name, *arguments, check=check)
+    def run(name: str, *arguments: str, timeout: float = LIMIT) -> Result:
+        return run_inside(guest, name, *arguments, timeout=timeout)
 
     return run
 
 
-def run_inside(guest: QemuGuest, name: str, *arguments: str, check: bool = True) -> Result:
-    """Run a program of `inside/` in a guest."""
+def run_inside(guest: QemuGuest, name: str, *arguments: str, timeout: float = LIMIT) -> Result:
+    """Run a program of `inside/` in a guest; it has to succeed."""
     return guest.run(
         [sys.executable, "-m", f"tests.host.inside.{name}", *arguments],
         env={"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"},
-        cwd=str(ROOT), check=check, timeout=LIMIT,
+        cwd=str(ROOT), timeout=timeout,
     )  # fmt: skip

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
-from tests.host.conftest import LIMIT, ROOT, Inside, Modules
+from tests.host.conftest import LIMIT, ROOT, Inside, Lengths, Modules
 
 from softcard.guest.qemu import QemuGuest
-
-WRITES = 50_000
 
 
 def test_a_driver_writes_to_the_printer(inside: Inside, modules: Modules) -> None:
@@ -42,11 +40,15 @@ def test_nvme_has_a_vector_for_each_queue_and_keeps_a_file_system(inside: Inside
     assert inside("nvme").stdout == "3 vectors\n"
 
 
-def test_no_write_of_a_burst_is_lost_or_overtaken(inside: Inside, modules: Modules) -> None:
-    said = inside("burst", modules("tests/host/modules/softcard_burst"), str(WRITES)).stdout
+def test_no_write_of_a_burst_is_lost_or_overtaken(
+    inside: Inside, modules: Modules, lengths: Lengths
+) -> None:
+    writes = lengths.writes
+    said = inside("burst", modules("tests/host/modules/softcard_burst"), str(writes)).stdout
     print(said)
-    assert f"burst {WRITES} 0\n" in said
-    assert f"atomic {WRITES} 0\n" in said
+    assert f"burst {writes} 0\n" in said
+    assert f"atomic {writes} 0\n" in said
+    assert f"both {writes} {writes} 0\n" in said
 
 
 def test_a_disk_that_is_pulled_under_load_is_gone(guest: QemuGuest, inside: Inside) -> None:

@@ -12,17 +12,23 @@ from softcard.bus.host import HostBus
 
 class Burst(Card):
     vendor_id, device_id = 0x1DED, 0x0B57
-    seen = 0
+    seen = seen_of_other = 0
     wrong = 0
 
     class bar0(Bar, size=4096):
         number = Register(0x00)
         answer = Register(0x04)
+        other = Register(0x08)
 
     @bar0.number.on_write
     def count(self, value: int) -> None:
         self.seen += 1
         self.wrong += value != self.seen
+
+    @bar0.other.on_write
+    def count_other(self, value: int) -> None:
+        self.seen_of_other += 1
+        self.wrong += value != self.seen_of_other
 
     @bar0.answer.on_read
     def reply(self) -> int:
@@ -43,6 +49,15 @@ with HostBus() as bus:
         subprocess.run(["/bin/sh", "-c", f"echo {count} > {folder}/{name}"], check=True)
         sh(f"head -1 {folder}/asleep")  # a read comes behind all writes
         print(name, card.seen, card.wrong)
+    card.seen = card.wrong = 0
+    # One that sleeps where it has to wait, and one that cannot, each on a processor.
+    writers = [
+        subprocess.Popen(["taskset", "-c", str(cpu), "/bin/sh", "-c", f"echo {count} > {folder}/{name}"])
+        for cpu, name in enumerate(("atomic", "other"))
+    ]
+    assert not any(writer.wait() for writer in writers)
+    sh(f"head -1 {folder}/asleep")
+    print("both", card.seen, card.seen_of_other, card.wrong)
     for name in ("latency", "asleep"):
         samples = [int(line) for line in sh(f"cat {folder}/{name}").split()]
         print(name, statistics.median(samples), "ns")

@@ -4,6 +4,7 @@
  *
  * burst	write N: N writes of 1, 2, 3 ... as fast as they go
  * atomic	the same with interrupts off
+ * other	as burst, to another register; at the same time, on another processor
  * latency	nanoseconds of a read, a line each: 1,000 with interrupts off
  * asleep	the same where a read may sleep
  */
@@ -16,6 +17,7 @@
 
 #define REG_NUMBER	0x00
 #define REG_ANSWER	0x04
+#define REG_OTHER	0x08
 #define SAMPLES		1000
 
 static void __iomem *regs;
@@ -30,6 +32,16 @@ static int burst_set(void *data, u64 count)
 	return 0;
 }
 DEFINE_DEBUGFS_ATTRIBUTE(burst_fops, NULL, burst_set, "%llu\n");
+
+static int other_set(void *data, u64 count)
+{
+	u64 number;
+
+	for (number = 1; number <= count; number++)
+		writel(number, regs + REG_OTHER);
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(other_fops, NULL, other_set, "%llu\n");
 
 static int irqs_off_set(void *data, u64 count)
 {
@@ -90,6 +102,7 @@ static int burst_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	folder = debugfs_create_dir(KBUILD_MODNAME, NULL);
 	debugfs_create_file_unsafe("burst", 0200, folder, NULL, &burst_fops);
 	debugfs_create_file_unsafe("atomic", 0200, folder, NULL, &irqs_off_fops);
+	debugfs_create_file_unsafe("other", 0200, folder, NULL, &other_fops);
 	debugfs_create_file("latency", 0400, folder, NULL, &latency_fops);
 	debugfs_create_file("asleep", 0400, folder, NULL, &asleep_fops);
 	return 0;

@@ -1,0 +1,176 @@
+"""A disk that comes and goes under load, in every way that there is; arguments: cycles and seed.
+
+Each cycle plugs a disk in with a server of its own, has it written to, and ends it:
+
+pulled		by its program, under load
+killed		the server, at a random moment, perhaps before Linux has seen all of the card
+unplugged	orderly, under load
+stopped		the server is stopped, goes on, and is killed while it is stopped again
+unbound		the driver is unbound while the card is pulled
+unloaded	the driver is unloaded while the card is pulled
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+from tests.host.inside.common import TIMEOUT, sh, wait_for, wait_until
+
+from softcard.bus.host import HostBus
+from softcard.cards.nvme import Nvme
+from softcard.model.options import Size
+
+CARD = Path("/sys/bus/pci/devices/10000:01:00.0")
+DRIVER = Path("/sys/bus/pci/drivers/nvme")
+DISK = Path("/dev/nvme0n1")
+STATISTICS = Path("/sys/block/nvme0n1/stat")
+PORT = Path("/sys/bus/pci/devices/10000:00:00.0")
+# Documentation/block/stat.rst
+WRITES = 4
+
+# Each of its own, and without the seconds that Python takes to start.
+fork = multiprocessing.get_context("fork")
+
+
+def serve(end: Connection, other: Connection) -> None:
+    """A server, in its process: does to its slot what it is told."""
+    other.close()
+    with HostBus() as bus:
+        slot = bus.plug(Nvme(size=Size(16 << 20)))
+        end.send("plugged")
+        while True:
+            try:
+                what = end.recv()
+            except EOFError:
+                return
+            getattr(slot, what)()
+            end.send("done")
+
+
+def write() -> None:
+    """Writes until it cannot any more."""
+    block = os.urandom(1 << 16)
+    fd = os.open(DISK, os.O_WRONLY)
+    try:
+        while True:
+            for at in range(0, 16 << 20, len(block)):
+                os.pwrite(fd, block, at)
+            os.fsync(fd)
+    except OSError:
+        pass
+
+
+class Cycle:
+    """A server, and who writes to its disk."""
+
+    def __init__(self) -> None:
+        self.end, its = fork.Pipe()
+        self.server = fork.Process(target=serve, args=(its, self.end))
+        self.server.start()
+        its.close()
+        self.writer: ForkProcess | None = None
+
+    def hear(self, what: str) -> None:
+        """Wait for what the server says."""
+        assert self.end.poll(TIMEOUT), f"the server does not say {what}"
+        assert self.end.recv() == what
+
+    def have(self, what: str) -> None:
+        """Have the server call a method of its slot."""
+        self.end.send(what)
+        self.hear("done")
+
+    def load(self) -> None:
+        """Write, and return when something has been written."""
+        self.hear("plugged")
+        wait_until(DISK.exists)
+        self.writer = fork.Process(target=write)
+        self.writer.start()
+        wait_until(self.has_written)
+
+    def has_written(self) -> bool:
+        """Whether the disk has been written to."""
+        return int(STATISTICS.read_text().split()[WRITES]) > 0
+
+    def close(self) -> None:
+        """Nothing of the disk is left."""
+        self.end.close()
+        for process in (self.server, self.writer):
+            if process is not None:
+                process.join(TIMEOUT)
+                assert process.exitcode is not None, f"{process.name} does not end"
+                process.close()
+        wait_for(str(PORT), exists=False)
+        wait_for(str(DISK), exists=False)
+
+
+def pulled(cycle: Cycle) -> None:
+    cycle.load()
+    cycle.have("pull")
+
+
+def unplugged(cycle: Cycle) -> None:
+    cycle.load()
+    cycle.have("unplug")
+
+
+def killed(cycle: Cycle) -> None:
+    if random.random() < 0.5:
+        cycle.load()
+    else:
+        wait_until(PORT.exists)
+    time.sleep(random.random() * 0.2)
+    cycle.server.kill()
+
+
+def stopped(cycle: Cycle) -> None:
+    cycle.load()
+    assert cycle.server.pid is not None
+    for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGSTOP, signal.SIGKILL):
+        os.kill(cycle.server.pid, number)
+        time.sleep(random.random() * 0.2)
+
+
+def unbound(cycle: Cycle) -> None:
+    cycle.load()
+    unbinding = subprocess.Popen(
+        ["/bin/sh", "-c", f"echo {CARD.name} > {DRIVER}/unbind"], stderr=subprocess.DEVNULL
+    )
+    time.sleep(random.random() * 0.1)
+    cycle.have("pull")
+    unbinding.wait(60)
+
+
+def unloaded(cycle: Cycle) -> None:
+    cycle.load()
+    unloading = subprocess.Popen(["rmmod", "nvme"], stderr=subprocess.DEVNULL)
+    time.sleep(random.random() * 0.1)
+    cycle.have("pull")
+    unloading.wait(60)
+    sh("modprobe nvme")
+
+
+WAYS = (pulled, killed, killed, unplugged, stopped, unbound, unloaded)
+
+count, seed = int(sys.argv[1]), int(sys.argv[2])
+random.seed(seed)
+sh("modprobe nvme")
+done: dict[str, int] = {}
+for number in range(count):
+    way = WAYS[number % len(WAYS)]
+    cycle = Cycle()
+    try:
+        way(cycle)
+        cycle.close()
+    except BaseException:
+        print(f"cycle {number}: {way.__name__}", flush=True)
+        raise
+    done[way.__name__] = done.get(way.__name__, 0) + 1
+print(count, "cycles:", ", ".join(f"{number} {name}" for name, number in done.items()))
