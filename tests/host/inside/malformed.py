@@ -73,7 +73,9 @@ for offset, flags, access, why in (
     try:
         mmap.mmap(card, 4096, flags=flags, prot=access, offset=offset)
     except OSError as error:
-        assert error.errno == why, (hex(offset), flags, access, error)
+        # A newer kernel runs no code of such a file in any case, and says so before we are asked.
+        allowed = (why, errno.EPERM) if access & mmap.PROT_EXEC else (why,)
+        assert error.errno in allowed, (hex(offset), flags, access, error)
     else:
         raise AssertionError(f"{offset:#x} can be mapped with {flags}, {access}")
 
