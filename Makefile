@@ -13,7 +13,7 @@ HOST_KERNELS := 6.1 6.12 7.2
 comma := ,
 space := $() $()
 
-.PHONY: help setup demo test test-host-all lint lint-kernel unit uml host qemu bench wheel docs clean
+.PHONY: help setup demo test test-host-all test-host-long lint lint-kernel unit uml host qemu bench wheel docs clean
 
 help:
 	@echo "make demo     set everything up, then watch an NVMe card at work"
@@ -24,6 +24,7 @@ help:
 	@echo "make qemu     the tests with a stock Linux in QEMU alone"
 	@echo "make host     the tests of the kernel module alone, in a stock Linux"
 	@echo "make test-host-all  the same in all of its kernels, one of them built to find faults"
+	@echo "make test-host-long the hardest of them at full length: hours"
 	@echo "make lint-kernel    the kernel's own checks of the module's source"
 	@echo "make bench    measure"
 	@echo "make docs     write docs/reference from the docstrings"
@@ -67,6 +68,11 @@ test-host-all: setup
 	$(BIN)/python -m tests.host.debug_kernel
 	$(BIN)/pytest tests/host --host-kernels $(subst $(space),$(comma),$(HOST_KERNELS) debug)
 	$(BIN)/python -m tests.host.lint $(HOST_KERNELS)
+
+test-host-long: setup
+	$(BIN)/python -m tests.host.debug_kernel
+	$(BIN)/pytest tests/host/test_hostile.py tests/host/test_interrupts.py \
+		tests/host/test_soak.py tests/host/test_cards.py --host-long --host-kernels 6.12,debug
 
 lint-kernel: setup
 	$(BIN)/python -m tests.host.lint 6.12

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.host.conftest import BootMachine, Inside, Lengths, run_inside
+import pytest
+from tests.host.conftest import BootMachine, Inside, Lengths, Modules, run_inside
 
 SECONDS_EACH = 15.0
 
@@ -26,3 +27,12 @@ def test_disks_come_and_go_on_one_processor(
     cycles = str(lengths.cycles // 2)
     print(run_inside(guest, "soak", cycles, str(lengths.seed), timeout=limit(lengths)).stdout)
     print(run_inside(guest, "leaks", "after").stdout)
+
+
+@pytest.mark.parametrize("how", ["resumed", "killed", "probing"])
+def test_a_card_that_falls_silent_holds_nobody_up(
+    inside: Inside, modules: Modules, how: str
+) -> None:
+    inside("leaks", "before")
+    inside("silent", modules("examples/edu_driver"), how)
+    inside("leaks", "after")
