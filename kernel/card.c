@@ -316,6 +316,7 @@ static int softcard_try_post(struct softcard *card, const struct softcard_op *op
 		smp_mb();
 		ring->ops[card->head % SOFTCARD_RING_ENTRIES] = *op;
 		card->head++;
+		/* The entry is there when the program sees the head. */
 		smp_store_release(&ring->head, card->head);
 	}
 	raw_spin_unlock_irqrestore(&card->ring_lock, flags);
@@ -380,6 +381,7 @@ static bool softcard_spin(struct softcard *card, u64 *sequence, u64 wanted)
 {
 	u64 deadline = ktime_get_mono_fast_ns() + SPIN_NS;
 
+	/* Pairs with the program, which stores the value first. */
 	while (smp_load_acquire(sequence) != wanted) {
 		if (READ_ONCE(card->dead) || ktime_get_mono_fast_ns() > deadline || need_resched())
 			return false;
@@ -397,6 +399,7 @@ static bool softcard_spin_atomic(struct softcard *card, u64 *sequence, u64 wante
 
 	softcard_vector_reads();
 	for (;;) {
+		/* As in softcard_spin(). */
 		answered = smp_load_acquire(sequence) == wanted;
 		if (answered || READ_ONCE(card->dead) || now - start > limit)
 			break;
@@ -421,7 +424,9 @@ static bool softcard_sleep(struct softcard *card, struct softcard_slot *slot,
 	WRITE_ONCE(answer->sleeper, 1);
 	for (;;) {
 		prepare_to_wait(&slot->wait, &wait, TASK_IDLE);
+		/* Either the program sees the sleeper, or this its answer. */
 		smp_mb();
+		/* As in softcard_spin(). */
 		found = smp_load_acquire(&answer->sequence) == wanted;
 		if (found || READ_ONCE(card->dead))
 			break;
@@ -478,6 +483,7 @@ u64 softcard_ask(struct softcard *card, struct softcard_op *op, bool *answered)
 		pr_warn_ratelimited("softcard %x: completion timeout: function %u, BAR %u + %#llx\n",
 				    card->domain, op->function, op->bar, op->offset);
 out:
+	/* The slot is free when nothing of it is used any more. */
 	smp_mb__before_atomic();
 	clear_bit(number, card->slots_used);
 	return value;

@@ -81,8 +81,8 @@ static void softcard_vector_work(struct work_struct *work)
 /**
  * softcard_vector_reads - a read is made that cannot sleep
  *
- * A handler that reads registers waits for the card's program, and keeps its processor meanwhile. It
- * must not have interrupted that program, nor look to the scheduler like a processor that is idle.
+ * A handler that reads registers waits for the card's program, and keeps its processor meanwhile.
+ * It must not have interrupted that program, nor may the scheduler take the processor for idle.
  */
 void softcard_vector_reads(void)
 {
@@ -127,7 +127,7 @@ static void softcard_vector_stop(struct softcard_vector *vector)
 	/* An inter-processor interrupt that was sent has been taken when all have answered. */
 	synchronize_rcu();
 	kick_all_cpus_sync();
-	/* A handler that was called once more may have left the rest to the worker, and it to that. */
+	/* A handler that was called once more may have left the rest to the worker. */
 	cancel_work_sync(&vector->worker);
 	irq_work_sync(&vector->work);
 	atomic_long_set(&vector->count, 0);

@@ -4,8 +4,8 @@
  * put a BAR into an address space.
  *
  * Such a mapping has no pages. An access faults, and is made here, in the place of the instruction
- * that wanted it; so it may wait for the card's answer. Where the card has plain memory, that is put
- * there instead, and nothing faults any more.
+ * that wanted it; so it may wait for the card's answer. Where the card has plain memory, that is
+ * put there instead, and nothing faults any more.
  */
 #include <linux/fs.h>
 #include <linux/kprobes.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Masks and pending bits (PCI Express Base 6.0, sections 6.1.4 and 7.7): which interrupt of the card
- * becomes a message at once, and which waits until a driver lets it pass.
+ * Masks and pending bits (PCI Express Base 6.0, sections 6.1.4 and 7.7): which interrupt of the
+ * card becomes a message at once, and which waits until a driver lets it pass.
  */
 #include <linux/pci.h>
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The card on the bus: a host bridge of its own, in a PCI domain of its own, with windows that have
- * no memory behind them, and a root port. Configuration accesses go to the card; what the kernel has
- * to know of them (interrupts, resets, whether BARs answer) is looked at on the way.
+ * no memory behind them, and a root port. Configuration accesses go to the card; what the kernel
+ * has to know of them (interrupts, resets, whether BARs answer) is looked at on the way.
  */
 #include <linux/idr.h>
 #include <linux/ioport.h>
@@ -18,15 +18,19 @@
 #define CARD_BUS		1
 /* So low that BARs of 32 bits fit, and not 0, which PCI software takes for "not assigned". */
 #define LOW_WINDOW		0x80000000ULL
-#define LOW_LIMIT		(1ULL << 30)
-#define HIGH_WINDOW		(1ULL << 42)
+#define LOW_LIMIT		BIT_ULL(30)
+#define HIGH_WINDOW		BIT_ULL(42)
 /* Windows of a port are in units of this, and a hotplug port may be given two of them anyway. */
-#define PORT_UNIT		(1ULL << 20)
+#define PORT_UNIT		BIT_ULL(20)
 #define LETTING_GO		(10 * HZ)
 
 /**
  * struct softcard_bridge - what the PCI core keeps of a card
  * @sysdata: has to come first, which x86 relies on
+ * @card: whose
+ * @bus: the bus with the port, once it is there
+ * @bus_numbers: the port's bus, and the card's
+ * @bus_window: addresses for BARs of 32 bits, and for those of 64 bits that are prefetchable
  */
 struct softcard_bridge {
 	struct pci_sysdata sysdata;
@@ -401,7 +405,7 @@ void softcard_pci_add(struct softcard *card)
 	}
 	bridge->bus = host->bus;
 	card->bridge = bridge;
-	/* Not pci_assign_unassigned_bus_resources(), which trusts a card so far that it may BUG(). */
+	/* Not pci_assign_unassigned_bus_resources(): what a card says can make it BUG(). */
 	pci_bus_size_bridges(host->bus);
 	pci_bus_assign_resources(host->bus);
 	pci_bus_add_devices(host->bus);

@@ -115,6 +115,7 @@ static void softcard_rescue_work(struct work_struct *work)
 		usleep_range(PAUSE_US, 2 * PAUSE_US);
 	}
 	softcard_let_return(&moves);
+	/* Another read may begin when the threads are back. */
 	smp_store_release(&card->rescue_cpu, -1);
 	softcard_put(card);
 }

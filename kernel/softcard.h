@@ -39,10 +39,10 @@
 
 #define SOFTCARD_CONFIG_SIZE	4096
 #define SOFTCARD_MSI_VECTORS	32
-#define SOFTCARD_IOVA_PAGES	(1UL << 20)
+#define SOFTCARD_IOVA_PAGES	BIT(20)
 #define SOFTCARD_LEAF_PAGES	512
 #define SOFTCARD_MAX_RANGES	64
-#define SOFTCARD_MAX_BAR	(1ULL << 40)
+#define SOFTCARD_MAX_BAR	BIT_ULL(40)
 #define SOFTCARD_WINDOWS	2
 #define SOFTCARD_PORT_CONFIG	512
 
@@ -198,11 +198,10 @@ struct softcard_slot {
 struct softcard {
 	struct kref ref;
 	struct list_head node;
-	struct rcu_head rcu;
 	struct work_struct free_work;
 	struct work_struct add_work;
 	struct work_struct remove_work;
-	struct mutex lock;
+	struct mutex lock;		/* of the state and the description */
 	enum softcard_state state;
 	bool dead;
 	bool armed;
@@ -233,8 +232,7 @@ struct softcard {
 	struct fwnode_handle *intx_fwnode;
 
 	struct list_head eventfds;
-	struct mutex eventfd_lock;
-	struct user_struct *user;
+	struct mutex eventfd_lock;	/* of the list */
 	struct mm_struct *mm;
 	unsigned long locked_pages;
 

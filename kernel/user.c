@@ -289,6 +289,12 @@ static int softcard_dma_user(struct softcard *card, void __user *arg)
 /**
  * struct softcard_injector - an eventfd that injects a vector
  * @node: in the card's list
+ * @function: whose vector
+ * @kind: SOFTCARD_INTERRUPT_MSIX or SOFTCARD_INTERRUPT_MSI
+ * @vector: which
+ * @context: the eventfd
+ * @wait: hears of each signal
+ * @table: how it gets into the eventfd's queue
  */
 struct softcard_injector {
 	struct list_head node;

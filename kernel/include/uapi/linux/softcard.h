@@ -12,6 +12,7 @@
 #ifndef _UAPI_LINUX_SOFTCARD_H
 #define _UAPI_LINUX_SOFTCARD_H
 
+#include <linux/const.h>
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
@@ -308,7 +309,7 @@ struct softcard_dma {
  * the driver has no such memory, or has freed it meanwhile. What it frees while it is mapped leads
  * nowhere from then on, and is the program's alone until it is unmapped.
  */
-#define SOFTCARD_MAP_FUNCTION	(1ULL << 48)
+#define SOFTCARD_MAP_FUNCTION	_BITULL(48)
 #define SOFTCARD_MAP_COHERENT(function, address) \
 	(((function) + 1) * SOFTCARD_MAP_FUNCTION + (address))
 
