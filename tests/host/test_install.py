@@ -53,22 +53,25 @@ OWN = ("/var/lib/dkms", "/usr/src", "/lib/modules")
 
 @pytest.fixture(scope="module")
 def bare(machine: QemuGuest, modules: Modules) -> Iterator[QemuGuest]:
-    """The machine with headers of its kernel, and without the module."""
+    """The machine with headers of its kernel, without the module, and with a user 1000 who may run
+    Python. It has no other modules either: depmod takes minutes for all."""
     release = machine.kernel.release
     folder = f"/lib/modules/{release}"
     machine.sh(f"""
         for i in 1 2 3 4 5; do rmmod softcard && break; sleep 1; done
-        mkdir -p /tmp/over/upper /tmp/over/work
-        mount -t overlay -o lowerdir={folder},upperdir=/tmp/over/upper,workdir=/tmp/over/work \
-            overlay {folder}
-        ln -sfn {headers(machine.kernel)} {folder}/build
+        mkdir /tmp/own; cp {folder}/modules.builtin* {folder}/modules.order /tmp/own
+        mount -t tmpfs own {folder}; mv /tmp/own/* {folder}
+        ln -s {headers(machine.kernel)} {folder}/build
         cp /usr/bin/make /tmp/make
     """)
     make = MAKE.replace("MODULE", modules("kernel"))
     machine.run(["sh", "-c", "cat > /usr/bin/make"], input=make.encode())
+    python = Path(sys.executable).resolve()
+    machine.run(["chmod", "o+x", *map(str, python.parents[:-1])])
     yield machine
     machine.sh("mv /tmp/make /usr/bin/make")
-    machine.sh(f"umount -l {folder}; rm -rf /tmp/over; insmod {modules('kernel')}")
+    machine.sh(f"umount -l {folder}; rmdir /tmp/own; rmmod softcard || true")
+    machine.sh(f"insmod {modules('kernel')}")
 
 
 @pytest.fixture
