@@ -313,6 +313,8 @@ static void map(struct worker *worker, int fd)
 
 	if (one_in(random, 8))
 		offset = boundary(random) & ~4095ULL;
+	if (one_in(random, 3))
+		offset = SOFTCARD_MAP_COHERENT(below(random, 3), 4096 * (off_t)below(random, 64));
 	at = mmap(NULL, size, protection, one_in(random, 2) ? MAP_SHARED : MAP_PRIVATE, fd, offset);
 	counted(worker, at == MAP_FAILED ? -1 : 0);
 	if (at == MAP_FAILED)
