@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.host.conftest import LIMIT, ROOT, Inside, Lengths, Modules
+from tests.host.conftest import LIMIT, ROOT, BootMachine, Inside, Lengths, Modules
 from tests.host.programs import compiled
 
 from softcard.guest.qemu import QemuGuest
@@ -13,9 +13,9 @@ THREADS = 3
 QUIET, USUAL = "dmesg -n 5", "dmesg -n 8"
 
 
-def fuzz(guest: QemuGuest, seed: int, calls: int) -> str:
+def fuzz(guest: QemuGuest, seed: int, calls: int, *more: str) -> str:
     """The calls, and how many ended in which way."""
-    arguments = [compiled(SOURCE), str(seed), str(calls), str(THREADS)]
+    arguments = [compiled(SOURCE), str(seed), str(calls), str(THREADS), *more]
     guest.sh(QUIET)
     try:
         return guest.run(arguments, timeout=LIMIT + calls / 1000).stdout
@@ -32,3 +32,11 @@ def test_no_call_does_harm_and_a_good_card_works_afterwards(
     assert int(said.split()[-2]) >= lengths.calls
     print(inside("leaks", "after").stdout)
     assert inside("printer", modules("examples/printer_driver")).stdout
+
+
+def test_error_messages_of_hostile_cards_do_no_harm(
+    boot_machine: BootMachine, lengths: Lengths
+) -> None:
+    # In a machine of its own: Linux leaks such cards.
+    guest = boot_machine()
+    print(fuzz(guest, lengths.seed, lengths.calls // 10, "errors"))

@@ -19,9 +19,7 @@ def test_disks_that_come_and_go_under_load_leave_nothing(inside: Inside, lengths
     print(inside("leaks", "after").stdout)
 
 
-def test_disks_come_and_go_on_one_processor(
-    boot_machine: BootMachine, lengths: Lengths
-) -> None:
+def test_disks_come_and_go_on_one_processor(boot_machine: BootMachine, lengths: Lengths) -> None:
     guest = boot_machine(processors=1)
     run_inside(guest, "leaks", "before")
     cycles = str(lengths.cycles // 2)

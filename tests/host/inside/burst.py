@@ -52,7 +52,9 @@ with HostBus() as bus:
     card.seen = card.wrong = 0
     # One that sleeps where it has to wait, and one that cannot, each on a processor.
     writers = [
-        subprocess.Popen(["taskset", "-c", str(cpu), "/bin/sh", "-c", f"echo {count} > {folder}/{name}"])
+        subprocess.Popen(
+            ["taskset", "-c", str(cpu), "/bin/sh", "-c", f"echo {count} > {folder}/{name}"]
+        )
         for cpu, name in enumerate(("atomic", "other"))
     ]
     assert not any(writer.wait() for writer in writers)

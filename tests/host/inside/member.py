@@ -11,8 +11,11 @@ import mmap
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from softcard.bus.host import HostBus, uapi
 from softcard.bus.host.device import open_device
@@ -24,6 +27,9 @@ LIMIT_PAGES = 64
 CARDS, RANGES = 64, 64
 BAR = 1 << 20
 KERNEL = 0xFFFF_8880_0000_0000
+# struct softcard_segment, and a flag of it.
+SEGMENT = struct.Struct("<2Q2I")
+DMA_WRITE = 1
 INFO = uapi.FUNCTION_INFO.pack(0, 0, BAR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -56,18 +62,18 @@ def area(offset: int, size: int, memory: int) -> bytes:
 
 
 def dma(bus_address: int, memory: int, length: int, flags: int = 0) -> bytearray:
-    segment = ctypes.create_string_buffer(uapi.SEGMENT.pack(bus_address, memory, length, flags))
+    segment = ctypes.create_string_buffer(SEGMENT.pack(bus_address, memory, length, flags))
     kept.append(segment)
     return bytearray(uapi.DMA.pack(0, 0, 1, 0, ctypes.addressof(segment)))
 
 
-def in_a_child(do: object) -> int:
+def in_a_child(do: Callable[[], object]) -> int:
     """The status, as of waitpid()."""
     child = os.fork()
     if not child:
         status = 1
         try:
-            do()  # type: ignore[operator]
+            do()
             status = 0
         finally:
             os._exit(status)
@@ -96,9 +102,9 @@ def check_memory_is_pinned_within_the_limit(device: int) -> None:
 def wait_until_freed(device: int) -> None:
     """Cards that are closed are freed in the background: make as many as there may be."""
     while True:
-        cards = []
+        cards: list[int] = []
         try:
-            for _ in range(CARDS):
+            while len(cards) < CARDS:
                 cards.append(create(device))
             return
         except OSError:
@@ -116,13 +122,13 @@ def check_ranges_are_the_programs_own_memory(device: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    with open("/etc/passwd", "rb") as file:
+    with Path("/etc/passwd").open("rb") as file:
         read_only = libc.mmap(None, PAGE, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
     refused(errno.EFAULT, card, uapi.ADD_RANGE, area(0, PAGE, read_only))
-    with mmap.mmap(-1, PAGE) as memory:
+    with mmap.mmap(-1, PAGE) as own:
         for number in range(RANGES):
-            fcntl.ioctl(card, uapi.ADD_RANGE, area(number * PAGE, PAGE, address(memory)))
-        refused(errno.ENOSPC, card, uapi.ADD_RANGE, area(RANGES * PAGE, PAGE, address(memory)))
+            fcntl.ioctl(card, uapi.ADD_RANGE, area(number * PAGE, PAGE, address(own)))
+        refused(errno.ENOSPC, card, uapi.ADD_RANGE, area(RANGES * PAGE, PAGE, address(own)))
     os.close(card)
     wait_until_freed(device)
 
@@ -182,11 +188,11 @@ def check_dma_reaches_what_the_driver_has_mapped(helper: "subprocess.Popen[str]"
             (mapped - 1, 2), (mapped + PAGE - 1, 2), (mapped - PAGE, PAGE), (mapped + PAGE, 1),
             (0, 1), (0xFEE00000, 4), (KERNEL, 8), (1 << 32, 8), ((1 << 64) - 8, 16),
         ):  # fmt: skip
-            for flags in (0, uapi.DMA_WRITE):
+            for flags in (0, DMA_WRITE):
                 refused(errno.EPERM, fd, uapi.TRANSFER, dma(start, at, length, flags))
         # The other end is the program's own memory.
         for theirs in (KERNEL, 0xFFFF_FFFF_8100_0000, 0):
-            for flags in (0, uapi.DMA_WRITE):
+            for flags in (0, DMA_WRITE):
                 refused(errno.EFAULT, fd, uapi.TRANSFER, dma(mapped, theirs, 8, flags))
         slot.pull()
         helper.stdin.write("unload\n")
@@ -216,6 +222,7 @@ check_ranges_are_the_programs_own_memory(device)
 check_the_ring_is_data_and_one_programs(device)
 check_there_are_only_so_many_cards(device)
 check_dma_reaches_what_the_driver_has_mapped(helper)
-helper.stdin.close()  # type: ignore[union-attr]
+assert helper.stdin is not None
+helper.stdin.close()
 helper.wait()
 print("confined")
