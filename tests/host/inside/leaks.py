@@ -48,11 +48,24 @@ def memory() -> dict[str, int]:
     return {name: meminfo(name) for name in ("SUnreclaim", "VmallocUsed", "Percpu")}
 
 
+def stuck() -> str:
+    """Where threads wait in the module or in the PCI core."""
+    found = []
+    for task in Path("/proc").glob("[0-9]*"):
+        try:
+            stack = (task / "stack").read_text()
+            if "softcard" in stack or "pci" in stack:
+                found.append((task / "comm").read_text() + stack)
+        except OSError:
+            continue  # it has ended
+    return "\n".join(found)
+
+
 def settle() -> None:
     """Wait until the last card is freed."""
     end = time.monotonic() + TIMEOUT
     while int(REFERENCES.read_text()):
-        assert time.monotonic() < end, f"{REFERENCES.read_text().strip()} references to the module"
+        assert time.monotonic() < end, f"{REFERENCES.read_text()}{stuck()}"
         time.sleep(0.1)
 
 
