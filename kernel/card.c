@@ -113,12 +113,23 @@ static void softcard_add_work(struct work_struct *work)
 	softcard_put(card);
 }
 
+/* A dead card writes to no memory any more; then drivers may hear of it. */
+static void softcard_die_work(struct work_struct *work)
+{
+	struct softcard *card = container_of(work, struct softcard, die_work);
+
+	softcard_coherent_cut_off(card);
+	softcard_port_link_down(card);
+	softcard_put(card);
+}
+
 static void softcard_remove_work(struct work_struct *work)
 {
 	struct softcard *card = container_of(work, struct softcard, remove_work);
 	struct softcard_op op = { .code = SOFTCARD_OP_GONE };
 
 	flush_work(&card->add_work);
+	flush_work(&card->die_work);
 	softcard_pci_remove(card);
 	spin_lock(&softcard_list_lock);
 	list_del_rcu(&card->node);
@@ -166,8 +177,10 @@ struct softcard *softcard_create(const struct softcard_create *create)
 	INIT_WORK(&card->free_work, softcard_free);
 	INIT_WORK(&card->add_work, softcard_add_work);
 	INIT_WORK(&card->remove_work, softcard_remove_work);
+	INIT_WORK(&card->die_work, softcard_die_work);
 	mutex_init(&card->lock);
 	softcard_rescue_init(card);
+	softcard_coherent_init(card);
 	mutex_init(&card->eventfd_lock);
 	raw_spin_lock_init(&card->ring_lock);
 	raw_spin_lock_init(&card->port.lock);
@@ -279,7 +292,8 @@ void softcard_kill(struct softcard *card, const char *why)
 	softcard_wake_all(card);
 	if (READ_ONCE(card->state) == SOFTCARD_NEW)
 		return;
-	softcard_port_link_down(card);
+	softcard_get(card);
+	queue_work(softcard_wq, &card->die_work);
 	softcard_remove(card);
 }
 

@@ -11,6 +11,7 @@
  * mask.c	masks and pending bits
  * dma.c	bus addresses: what drivers have mapped for DMA
  * transfer.c	the card's accesses to that
+ * coherent.c	those that its program makes by itself
  * trap.c	accesses to BARs by the kernel: addresses that fault, and what is done then
  * insn.c	the instructions that make them
  * map.c	BARs that programs have mapped
@@ -23,6 +24,7 @@
 #define _SOFTCARD_H
 
 #include <linux/bitmap.h>
+#include <linux/fs.h>
 #include <linux/irq_work.h>
 #include <linux/irqdomain.h>
 #include <linux/kref.h>
@@ -193,6 +195,8 @@ struct softcard_slot {
  * @program: whose threads answer; changed under @lock, read under RCU
  * @rescue_wanted: a read that cannot sleep waits on @rescue_cpu
  * @rescue_cpu: which its threads are kept off; -1 for none
+ * @mapping: what the program has mapped of the descriptor
+ * @cut_off: held for writing while coherent memory is taken away from the program
  * @left: wakes who waits until Linux has removed the last function
  */
 struct softcard {
@@ -201,6 +205,7 @@ struct softcard {
 	struct work_struct free_work;
 	struct work_struct add_work;
 	struct work_struct remove_work;
+	struct work_struct die_work;
 	struct mutex lock;		/* of the state and the description */
 	enum softcard_state state;
 	bool dead;
@@ -221,6 +226,8 @@ struct softcard {
 	int rescue_cpu;
 
 	int domain;
+	struct address_space mapping;
+	struct rw_semaphore cut_off;
 	struct softcard_bridge *bridge;
 	struct softcard_port port;
 	wait_queue_head_t left;
@@ -346,7 +353,12 @@ struct softcard_mapping *softcard_dma_find(struct softcard_dma_space *space, u64
 /* transfer.c */
 int softcard_dma_transfer(struct softcard_function *function, u64 address, void __user *memory,
 			  size_t length, bool write);
-int softcard_dma_mmap(struct softcard *card, struct vm_area_struct *vma);
+
+/* coherent.c */
+int softcard_coherent_mmap(struct softcard *card, struct vm_area_struct *vma);
+void softcard_coherent_cut_off(struct softcard *card);
+void softcard_coherent_init(struct softcard *card);
+void softcard_coherent_open(struct softcard *card, struct file *file);
 
 /* trap.c */
 int softcard_trap_init(void);

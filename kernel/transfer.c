@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The card's accesses to what drivers have mapped for DMA: copies to and from its program's memory,
- * and coherent memory that the program maps.
+ * The card's accesses to what drivers have mapped for DMA: copies to and from its program's memory.
  */
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -194,7 +193,7 @@ out:
  * @write: to the driver's memory
  *
  * Return: 0, -EPERM where the driver has not mapped it, -EFAULT where the program has not, -ENOMEM,
- * -EINTR where the program is being killed.
+ * -EINTR where the program is being killed, -ENXIO where the card has been pulled meanwhile.
  */
 int softcard_dma_transfer(struct softcard_function *function, u64 address, void __user *memory,
 			  size_t length, bool write)
@@ -221,73 +220,9 @@ int softcard_dma_transfer(struct softcard_function *function, u64 address, void 
 		access.length -= moved;
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		cond_resched();
-	}
-	return 0;
-}
-
-/* A page of coherent memory that a driver has allocated as a whole, with a reference, or NULL. */
-static struct page *softcard_coherent_page(struct softcard_dma_space *space, u64 address,
-					   size_t size, size_t offset)
-{
-	struct softcard_mapping *mapping;
-	struct page *page = NULL;
-	unsigned long flags;
-
-	read_lock_irqsave(&space->lock, flags);
-	mapping = softcard_dma_find(space, address);
-	if (mapping && mapping->coherent && mapping->address == address && mapping->size == size) {
-		page = virt_to_page(mapping->memory + offset);
-		get_page(page);
-	}
-	read_unlock_irqrestore(&space->lock, flags);
-	return page;
-}
-
-static void softcard_vm_flags(struct vm_area_struct *vma, unsigned long set, unsigned long clear)
-{
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
-	vm_flags_mod(vma, set, clear);
-#else
-	vma->vm_flags = (vma->vm_flags | set) & ~clear;
-#endif
-}
-
-/**
- * softcard_dma_mmap - the card's program maps coherent memory
- * @card: the card
- * @vma: where; its offset is SOFTCARD_MAP_COHERENT()
- *
- * Its pages are counted one by one: when the driver frees the memory, they stay the program's until
- * it unmaps them, and are nobody else's before.
- *
- * Return: 0, -EINVAL, -EACCES, -ENXIO where no driver has allocated just that, -ENOMEM.
- */
-int softcard_dma_mmap(struct softcard *card, struct vm_area_struct *vma)
-{
-	u64 place = (u64)vma->vm_pgoff << PAGE_SHIFT;
-	u64 address = place & (SOFTCARD_MAP_FUNCTION - 1);
-	u64 number = place / SOFTCARD_MAP_FUNCTION - 1;
-	size_t size = vma->vm_end - vma->vm_start, offset;
-
-	if (number >= card->function_count || !(vma->vm_flags & VM_SHARED))
-		return -EINVAL;
-	if (vma->vm_flags & VM_EXEC)
-		return -EACCES;
-	if (READ_ONCE(card->state) == SOFTCARD_NEW || READ_ONCE(card->dead))
-		return -ENXIO;
-	softcard_vm_flags(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP, VM_MAYEXEC);
-	for (offset = 0; offset < size; offset += PAGE_SIZE) {
-		struct page *page = softcard_coherent_page(card->function[number]->dma, address,
-							   size, offset);
-		int err;
-
-		if (!page)
+		if (READ_ONCE(function->card->dead))
 			return -ENXIO;
-		err = vm_insert_page(vma, vma->vm_start + offset, page);
-		put_page(page);
-		if (err)
-			return err;
+		cond_resched();
 	}
 	return 0;
 }

@@ -493,7 +493,7 @@ static int softcard_card_mmap(struct file *file, struct vm_area_struct *vma)
 	struct softcard *card = file->private_data;
 
 	if (vma->vm_pgoff)
-		return softcard_dma_mmap(card, vma);
+		return softcard_coherent_mmap(card, vma);
 	/* A copy after fork() would be another program's. */
 	if (!(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
@@ -533,6 +533,7 @@ static long softcard_ioctl(struct file *file, unsigned int command, unsigned lon
 {
 	struct softcard_create create;
 	struct softcard *card;
+	struct file *opened;
 	int fd;
 
 	switch (command) {
@@ -548,9 +549,19 @@ static long softcard_ioctl(struct file *file, unsigned int command, unsigned lon
 	card = softcard_create(&create);
 	if (IS_ERR(card))
 		return PTR_ERR(card);
-	fd = anon_inode_getfd("softcard", &softcard_card_fops, card, O_RDWR | O_CLOEXEC);
-	if (fd < 0)
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0) {
 		softcard_put(card);
+		return fd;
+	}
+	opened = anon_inode_getfile("softcard", &softcard_card_fops, card, O_RDWR);
+	if (IS_ERR(opened)) {
+		put_unused_fd(fd);
+		softcard_put(card);
+		return PTR_ERR(opened);
+	}
+	softcard_coherent_open(card, opened);
+	fd_install(fd, opened);
 	return fd;
 }
 

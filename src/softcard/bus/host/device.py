@@ -47,10 +47,6 @@ def open_device() -> int:
     return fd
 
 
-class CardGoneError(DmaError):
-    """The card is off the bus."""
-
-
 class Device:
     """A card in the kernel, as yet not plugged in.
 
@@ -119,8 +115,6 @@ class Device:
             done = uapi.DMA.unpack(request)[3]
             failed = ctypes.string_at(segments + done * SEGMENT.size, SEGMENT.size)
             address, _, length, flags = SEGMENT.unpack(failed)
-            if error.errno == errno.ENXIO:
-                raise CardGoneError(address, length, "the card has been pulled") from None
             why = _why(error, write=flags == TO_BUS)
             raise DmaError(address, length, why, done=done) from None
 
@@ -167,4 +161,6 @@ class Arena:
 def _why(error: OSError, *, write: bool) -> str:
     if error.errno == errno.EPERM:
         return f"the driver has not mapped this memory for {'writing' if write else 'reading'}"
+    if error.errno == errno.ENXIO:
+        return "the card has been pulled"
     return str(error.strerror)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import mmap
-import threading
 from bisect import bisect_right, insort
 
 from softcard.bus.host import uapi
@@ -28,15 +27,9 @@ class CoherentMemory:
         self._starts: list[int] = []
         self._views: dict[int, memoryview] = {}
         self._mapped: dict[int, mmap.mmap] = {}
-        self._lock = threading.Lock()
-        self._cut = False
 
     def add(self, address: int, size: int) -> bool:
         """Map memory that a driver has allocated; False where it, or the card, is gone already."""
-        with self._lock:
-            return not self._cut and self._add(address, size)
-
-    def _add(self, address: int, size: int) -> bool:
         try:
             mapped = mmap.mmap(self._fd, size, offset=self._base + address)
         except OSError as error:
@@ -49,18 +42,6 @@ class CoherentMemory:
 
     def remove(self, address: int) -> None:
         """The driver has freed it: take it away, from who still holds views of it as well."""
-        with self._lock:
-            self._remove(address)
-
-    def cut_off(self) -> None:
-        """The card is pulled: from now on what is written to the memory leads nowhere. Views stay
-        valid. May be called from any thread."""
-        with self._lock:
-            self._cut = True
-            for mapped in self._mapped.values():
-                replace(address_of(mapped), len(mapped))
-
-    def _remove(self, address: int) -> None:
         self._starts.remove(address)
         self._views.pop(address).release()
         mapped = self._mapped.pop(address)
@@ -82,7 +63,7 @@ class CoherentMemory:
     def find(self, address: int, length: int) -> memoryview | None:
         """The memory itself; None where it is not, as a whole, in one allocation."""
         at = bisect_right(self._starts, address) - 1
-        if at < 0 or self._cut:
+        if at < 0:
             return None
         offset = address - self._starts[at]
         view = self._views[self._starts[at]]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from softcard.bus.host import uapi
 from softcard.bus.host.description import Description
-from softcard.bus.host.device import ARENA_SIZE, Arena, CardGoneError, Device
+from softcard.bus.host.device import ARENA_SIZE, Arena, Device
 from softcard.bus.host.memory import CoherentMemory
 from softcard.errors import DmaError
 from softcard.model.atomic import apply_atomic
@@ -115,10 +115,6 @@ class Port:
             self.function.memory_removed(address, size)
             self._memory.remove(address)
 
-    def cut_off(self) -> None:
-        """The card is being pulled, and writes to no memory any more; from any thread."""
-        self._memory.cut_off()
-
     def close(self) -> None:
         """The card is unplugged."""
         self._memory.close()
@@ -169,11 +165,7 @@ class Port:
 
     def dma_move(self, segments: int, count: int) -> None:
         """See `Upstream.dma_move`."""
-        try:
-            self._device.move(self._number, segments, count)
-        except CardGoneError:
-            self.cut_off()
-            raise
+        self._device.move(self._number, segments, count)
 
     def dma_file(self, address: int, length: int) -> tuple[int, int] | None:
         """See `Upstream.dma_file`."""

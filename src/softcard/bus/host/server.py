@@ -104,8 +104,6 @@ class CardServer:
 
     def pull(self) -> None:
         """Surprise removal; `gone` tells when the drivers have noticed."""
-        for port in self._ports:
-            port.cut_off()
         self._call(uapi.PULL)
 
     def send_error(self, function: int, message: ErrorMessage) -> None:
