@@ -261,13 +261,28 @@ int softcard_unplug(struct softcard *card)
 	return 0;
 }
 
+/*
+ * Drivers access the card under whatever locks they hold, and in interrupts; with PREEMPT_RT, where
+ * that would matter, the module is not loaded.
+ */
+#ifdef DEFINE_WAIT_OVERRIDE_MAP
+static DEFINE_WAIT_OVERRIDE_MAP(softcard_wake_map, LD_WAIT_CONFIG);
+#define softcard_wake_begin()	lock_map_acquire_try(&softcard_wake_map)
+#define softcard_wake_end()	lock_map_release(&softcard_wake_map)
+#else
+#define softcard_wake_begin()	do { } while (0)
+#define softcard_wake_end()	do { } while (0)
+#endif
+
 static void softcard_wake_all(struct softcard *card)
 {
 	unsigned int i;
 
+	softcard_wake_begin();
 	for (i = 0; i < SOFTCARD_SLOTS; i++)
 		wake_up(&card->slots[i].wait);
 	wake_up_interruptible_poll(&card->poll, EPOLLIN | EPOLLHUP);
+	softcard_wake_end();
 }
 
 /**
@@ -305,7 +320,9 @@ static void softcard_notify(struct softcard *card)
 	smp_mb();
 	if (READ_ONCE(card->armed)) {
 		WRITE_ONCE(card->armed, false);
+		softcard_wake_begin();
 		wake_up_interruptible_poll(&card->poll, EPOLLIN);
+		softcard_wake_end();
 	}
 }
 

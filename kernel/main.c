@@ -8,6 +8,10 @@ static int __init softcard_init(void)
 {
 	int err;
 
+	if (IS_ENABLED(CONFIG_PREEMPT_RT)) {
+		pr_err("softcard: a kernel with PREEMPT_RT cannot wait for a card's program in interrupts: boot another one\n");
+		return -EOPNOTSUPP;
+	}
 	err = softcard_card_init();
 	if (err)
 		return err;
