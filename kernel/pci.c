@@ -386,6 +386,7 @@ void softcard_pci_add(struct softcard *card)
 {
 	struct softcard_bridge *bridge = card->bridge;
 	struct pci_host_bridge *host;
+	struct pci_dev *port;
 	int err;
 
 	host = softcard_host_bridge(card, bridge);
@@ -408,6 +409,16 @@ void softcard_pci_add(struct softcard *card)
 	/* Not pci_assign_unassigned_bus_resources(): what a card says can make it BUG(). */
 	pci_bus_size_bridges(host->bus);
 	pci_bus_assign_resources(host->bus);
+	pci_unlock_rescan_remove();
+	/*
+	 * pciehp wants this lock while it holds one of its own, which it takes when it is bound, too: so
+	 * the port is added without it.
+	 */
+	port = pci_get_slot(host->bus, 0);
+	if (port)
+		pci_bus_add_device(port);
+	pci_dev_put(port);
+	pci_lock_rescan_remove();
 	pci_bus_add_devices(host->bus);
 	pci_unlock_rescan_remove();
 }
