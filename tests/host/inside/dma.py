@@ -6,11 +6,12 @@ import ctypes
 import mmap
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from tests.host.inside.common import DEBUGFS, load, mount_debugfs, sh, wait_for, wait_until
 
 from softcard import Bar, Card, DmaError
-from softcard.bus.host import HostBus
+from softcard.bus.host import HostBus, uapi
 from softcard.model.link import SEGMENT, TO_BUS
 
 PAGE = 4096
@@ -171,8 +172,15 @@ def a_card_that_was_pulled_reaches_nothing() -> None:
     ((address, size),) = command("coherent", 0, PAGE)
     wait_until(lambda: card.dma.view(address, size) is not None)
     view = card.dma.map(address, size)
+    view[:4] = b"mine"
+    # A mapping of which the bus knows nothing: a program need not let go by itself.
+    descriptors = (path for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+    fd = next(int(path.name) for path in descriptors if "softcard" in str(path.readlink()))
+    kept = mmap.mmap(fd, size, offset=uapi.MAP_FUNCTION + address)
+    assert kept[:4] == b"mine"
     slot.pull()
-    view[:4] = b"late"
+    assert kept[:4] == bytes(4), "the driver's memory"
+    kept[:4] = view[:4] = b"late"
     for call in (card.dma.read, card.dma.map):
         with suppress(DmaError):
             call(address, size)

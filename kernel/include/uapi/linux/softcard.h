@@ -256,7 +256,9 @@ struct softcard_eventfd {
 /**
  * struct softcard_error - SOFTCARD_SEND_ERROR: a function sends an error message to its port
  * @function: 0 to 7
- * @severity: SOFTCARD_ERROR_*. What kind of error it is, the function's own registers say.
+ * @severity: SOFTCARD_ERROR_*. What kind of error it is, the function's own registers say, and they
+ *	have to: of a function without an error Linux keeps a reference for ever (seen with 6.12),
+ *	and with that the card.
  * @reserved: zero
  */
 struct softcard_error {

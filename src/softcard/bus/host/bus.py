@@ -122,7 +122,8 @@ class HostSlot:
 
         Linux's own recovery follows, as far as its advanced error reporting is there. What kind of
         error it is it reads from the function's registers: set a bit of
-        `AdvancedErrorReporting.uncorrectable_status` or `correctable_status` first.
+        `AdvancedErrorReporting.uncorrectable_status` or `correctable_status` first, without which
+        Linux never lets go of the card (seen with 6.12).
 
         Args:
             message: which message (PCI Express Base 6.0, section 2.2.8.3).
