@@ -103,7 +103,8 @@ def make_root(modules: str) -> None:
             os.symlink(target, f"/dev/{link}")  # noqa: PTH211
     os.makedirs("/run/lock", exist_ok=True)  # noqa: PTH103
     socket.sethostname("softcard")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+    # Any family will do, and this one every kernel has.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
 
 
