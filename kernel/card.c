@@ -32,7 +32,7 @@ static_assert(offsetof(struct softcard_ring, ops) == 4096);
 /* Cards that are on the bus; read under RCU. */
 LIST_HEAD(softcard_list);
 static DEFINE_SPINLOCK(softcard_list_lock);
-static struct workqueue_struct *softcard_wq;
+static struct workqueue_struct *softcard_wq, *softcard_free_wq;
 static atomic_t softcard_count;
 
 bool softcard_may_sleep(void)
@@ -70,7 +70,8 @@ static void softcard_free(struct work_struct *work)
 
 	softcard_pci_release(card);
 	softcard_irq_release(card);
-	softcard_irq_settle(card);
+	if (card->state != SOFTCARD_NEW)
+		softcard_irq_settle(card);
 	for (i = 0; i < card->function_count; i++) {
 		struct softcard_function *function = card->function[i];
 
@@ -95,7 +96,7 @@ static void softcard_release(struct kref *ref)
 {
 	struct softcard *card = container_of(ref, struct softcard, ref);
 
-	queue_work(softcard_wq, &card->free_work);
+	queue_work(softcard_free_wq, &card->free_work);
 }
 
 void softcard_put(struct softcard *card)
@@ -156,15 +157,21 @@ struct softcard *softcard_create(const struct softcard_create *create)
 {
 	struct softcard *card;
 	unsigned int i, j;
+	int err;
 
 	if (!create->functions || create->functions > SOFTCARD_FUNCTIONS || create->flags ||
 	    create->atomic_timeout_us > MAX_ATOMIC_TIMEOUT_US ||
 	    memchr_inv(create->reserved, 0, sizeof(create->reserved)))
 		return ERR_PTR(-EINVAL);
 	if (atomic_inc_return(&softcard_count) > SOFTCARD_CARDS) {
-		atomic_dec(&softcard_count);
-		return ERR_PTR(-ENOSPC);
+		/* Those that nobody has any more do not count. */
+		flush_workqueue(softcard_free_wq);
+		if (atomic_read(&softcard_count) > SOFTCARD_CARDS) {
+			err = -ENOSPC;
+			goto uncount;
+		}
 	}
+	err = -ENOMEM;
 	card = kvzalloc(sizeof(*card), GFP_KERNEL_ACCOUNT);
 	if (!card)
 		goto uncount;
@@ -219,7 +226,7 @@ free_card:
 	kvfree(card);
 uncount:
 	atomic_dec(&softcard_count);
-	return ERR_PTR(-ENOMEM);
+	return ERR_PTR(err);
 }
 
 int softcard_plug(struct softcard *card, struct softcard_plug *plug)
@@ -523,10 +530,18 @@ out:
 int softcard_card_init(void)
 {
 	softcard_wq = alloc_workqueue("softcard", WQ_UNBOUND, 0);
-	return softcard_wq ? 0 : -ENOMEM;
+	if (!softcard_wq)
+		return -ENOMEM;
+	softcard_free_wq = alloc_workqueue("softcard-free", WQ_UNBOUND, 0);
+	if (!softcard_free_wq) {
+		destroy_workqueue(softcard_wq);
+		return -ENOMEM;
+	}
+	return 0;
 }
 
 void softcard_card_exit(void)
 {
+	destroy_workqueue(softcard_free_wq);
 	destroy_workqueue(softcard_wq);
 }

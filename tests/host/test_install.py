@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.host.conftest import LIMIT, Modules
+from tests.host.conftest import LIMIT, Modules, Shared
 
 from softcard.guest.guest import Result
 from softcard.guest.qemu import QemuGuest, StockKernel
@@ -52,9 +52,10 @@ OWN = ("/var/lib/dkms", "/usr/src", "/lib/modules")
 
 
 @pytest.fixture(scope="module")
-def bare(machine: QemuGuest, modules: Modules) -> Iterator[QemuGuest]:
+def bare(shared: Shared, modules: Modules) -> Iterator[QemuGuest]:
     """The machine with headers of its kernel, without the module, and with a user 1000 who may run
     Python. It has no other modules either: depmod takes minutes for all."""
+    machine, _ = shared.guest()
     release = machine.kernel.release
     folder = f"/lib/modules/{release}"
     machine.sh(f"""
@@ -69,9 +70,7 @@ def bare(machine: QemuGuest, modules: Modules) -> Iterator[QemuGuest]:
     python = Path(sys.executable).resolve()
     machine.run(["chmod", "o+x", *map(str, python.parents[:-1])])
     yield machine
-    machine.sh("mv /tmp/make /usr/bin/make")
-    machine.sh(f"umount -l {folder}; rmdir /tmp/own; rmmod softcard || true")
-    machine.sh(f"insmod {modules('kernel')}")
+    machine.close()  # it is of no use to other tests
 
 
 @pytest.fixture

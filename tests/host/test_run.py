@@ -16,7 +16,7 @@ from softcard.guest.guest import Result
 from softcard.guest.qemu import QemuGuest
 
 SOFTCARD = [sys.executable, "-B", "-m", "softcard"]
-PYTEST = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider"]
+PYTEST = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", "-rs"]
 CARD = """
 from softcard import Bar, Card, Register, run
 
@@ -215,6 +215,7 @@ def test_a_member_of_the_group_plugs_a_card_in(guest: QemuGuest) -> None:
     assert "nvme0n1" in done.stdout
 
 
+@pytest.mark.allow_kernel_problems
 def test_the_fixture_gives_the_machines_own_bus(guest: QemuGuest) -> None:
     guest.sh("""mkdir /tmp/test; cat > /tmp/test/test_disk.py <<'end'
 from softcard.cards.nvme import Nvme

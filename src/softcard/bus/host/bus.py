@@ -13,7 +13,8 @@ from softcard.model.card import Card
 from softcard.pcie.capabilities.aer import ErrorMessage
 
 SLOTS = 64
-TIMEOUT = 30.0
+# A disk whose driver waits for requests is let go when these time out, after 30 s.
+TIMEOUT = 60.0
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
