@@ -6,6 +6,8 @@ import mmap
 import os
 import random
 
+from tests.host.inside.raw import create, refused
+
 from softcard.bus.host import uapi
 
 COMMANDS = [
@@ -15,39 +17,25 @@ COMMANDS = [
 ]
 
 
-def refused(fd: int, command: int, argument: bytes | bytearray, why: int) -> None:
-    try:
-        fcntl.ioctl(fd, command, bytearray(argument))
-    except OSError as error:
-        assert error.errno == why, (hex(command), argument.hex(), error)
-    else:
-        raise AssertionError(f"{command:#x} is taken with {argument.hex()}")
-
-
-def create(device: int) -> int:
-    fd: int = fcntl.ioctl(device, uapi.CREATE_CARD, bytearray(uapi.CREATE.pack(1, 0, 0, 0)))
-    return fd
-
-
 device = os.open(uapi.DEVICE, os.O_RDWR)
 for fields in ((0, 0, 0, 0), (9, 0, 0, 0), (1, 1, 0, 0), (1, 0, 0, 2_000_000)):
-    refused(device, uapi.CREATE_CARD, uapi.CREATE.pack(*fields), errno.EINVAL)
-refused(device, uapi.CREATE_CARD, uapi.CREATE.pack(1, 0, 0, 0)[:-1] + b"\1", errno.EINVAL)
-refused(device, 0xE5FF, b"", errno.ENOTTY)
+    refused(errno.EINVAL, device, uapi.CREATE_CARD, uapi.CREATE.pack(*fields))
+refused(errno.EINVAL, device, uapi.CREATE_CARD, uapi.CREATE.pack(1, 0, 0, 0)[:-1] + b"\1")
+refused(errno.ENOTTY, device, 0xE5FF, b"")
 
 card = create(device)
 good = uapi.FUNCTION_INFO.pack(
     0, 0, 4096, 0, 0, 0, 0, 0, 2, 0x40, 0, 0, 0x800, 0xC00, 1, 0x60, 0, 0, 0
 )
-refused(card, uapi.PLUG_CARD, uapi.PLUG.pack(0, 0, 0, 0), errno.EINVAL)
+refused(errno.EINVAL, card, uapi.PLUG_CARD, uapi.PLUG.pack(0, 0, 0, 0))
 for at in (0, 4, 8, 59, 60, 64, 68, 72, 79, 81, 82, 143):
     wrong = bytearray(good)
     wrong[at] ^= 0xFF
-    refused(card, uapi.SET_FUNCTION, wrong, errno.EINVAL)
-refused(card, uapi.SEND_INTERRUPT, uapi.INTERRUPT.pack(0, 0, 0, 0), errno.ENXIO)
-refused(card, uapi.TRANSFER, uapi.DMA.pack(0, 0, 0, 0, 0), errno.ENXIO)
+    refused(errno.EINVAL, card, uapi.SET_FUNCTION, wrong)
+refused(errno.ENXIO, card, uapi.SEND_INTERRUPT, uapi.INTERRUPT.pack(0, 0, 0, 0))
+refused(errno.ENXIO, card, uapi.TRANSFER, uapi.DMA.pack(0, 0, 0, 0, 0))
 fcntl.ioctl(card, uapi.SET_FUNCTION, good)
-refused(card, uapi.SET_FUNCTION, good, errno.EBUSY)
+refused(errno.EBUSY, card, uapi.SET_FUNCTION, good)
 for place in (
     (0, 0, 0, 0, 1, 4096, 0),
     (0, 0, 0, 0, 4096, 4096, 0),
@@ -56,10 +44,10 @@ for place in (
     (1, 0, 0, 0, 0, 4096, 0),
     (0, 0, 0, 0, 0, 1 << 60, 0),
 ):
-    refused(card, uapi.ADD_RANGE, uapi.RANGE.pack(*place), errno.EINVAL)
-refused(card, uapi.ADD_RANGE, uapi.RANGE.pack(0, 0, 0, 0, 0, 4096, 0), errno.EFAULT)
+    refused(errno.EINVAL, card, uapi.ADD_RANGE, uapi.RANGE.pack(*place))
+refused(errno.EFAULT, card, uapi.ADD_RANGE, uapi.RANGE.pack(0, 0, 0, 0, 0, 4096, 0))
 for fields in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 7, 0), (0, 0, 0, 33)):
-    refused(card, uapi.PLUG_CARD, uapi.PLUG.pack(*fields), errno.EINVAL)
+    refused(errno.EINVAL, card, uapi.PLUG_CARD, uapi.PLUG.pack(*fields))
 
 # Memory that may not be mapped, or is not there.
 for offset, flags, access, why in (

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.host.inside.raw import create, refused
+
 from softcard.bus.host import HostBus, uapi
 from softcard.bus.host.device import open_device
 from softcard.cards.edu import Edu
@@ -35,20 +37,6 @@ INFO = uapi.FUNCTION_INFO.pack(0, 0, BAR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 
 def address(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
-
-
-def refused(why: int, fd: int, command: int, argument: bytes | bytearray) -> None:
-    try:
-        fcntl.ioctl(fd, command, bytearray(argument))
-    except OSError as error:
-        assert error.errno == why, (hex(command), argument.hex(), error)
-    else:
-        raise AssertionError(f"{command:#x} is taken with {argument.hex()}")
-
-
-def create(device: int) -> int:
-    fd: int = fcntl.ioctl(device, uapi.CREATE_CARD, bytearray(uapi.CREATE.pack(1, 0, 0, 0)))
-    return fd
 
 
 def described(device: int) -> int:
