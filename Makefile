@@ -72,7 +72,7 @@ test-host-all: setup
 test-host-long: setup
 	$(BIN)/python -m tests.host.debug_kernel
 	$(BIN)/pytest tests/host/test_hostile.py tests/host/test_interrupts.py \
-		tests/host/test_soak.py tests/host/test_cards.py --host-long --host-kernels 6.12,debug
+		tests/host/test_host_soak.py tests/host/test_cards.py --host-long --host-kernels 6.12,debug
 
 lint-kernel: setup
 	$(BIN)/python -m tests.host.lint 6.12
