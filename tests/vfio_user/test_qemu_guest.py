@@ -145,7 +145,7 @@ def test_a_guest_that_does_not_come_up_is_explained(
     qemu_bus: QemuBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qemu_guest, "BOOT_TIMEOUT", 3.0)
-    qemu_bus.arguments = ("initcall_debug", "rdinit=/nothing", "root=nothing", "rootwait")
+    qemu_bus.arguments = ("initcall_debug", "rdinit=/nothing", "root=/dev/nothing", "rootwait")
     with pytest.raises(GuestError, match=r"not come up within 3 s; its log ends with:\n\["):
         qemu_bus.boot()
     assert qemu_bus.guest is None
