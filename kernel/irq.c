@@ -2,8 +2,9 @@
 /*
  * Interrupts as Linux has them. Messages do not exist: a vector is a Linux interrupt.
  *
- * A message is counted, and the handler called as often, in hard interrupt context on the processor
- * that the vector's affinity names: none is lost, and none is merged with another.
+ * A message is counted, and the handler called as often, in hard interrupt context: none is lost,
+ * and none is merged with another. A handler that reads no registers is called on the processor
+ * that the vector's affinity names, another one where the scheduler puts its worker.
  */
 #include <linux/irq.h>
 #include <linux/irqdomain.h>
