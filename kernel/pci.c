@@ -100,6 +100,12 @@ static void softcard_watch_config(struct softcard_function *function, unsigned i
 		softcard_reset(function);
 }
 
+/* Linux follows capabilities where they lead to: the last one of a card may reach over the end. */
+static bool softcard_is_beyond(int where, int size)
+{
+	return where < 0 || where + size > SOFTCARD_CONFIG_SIZE;
+}
+
 /*
  * Who holds pci_lock, as readers in sysfs do, cannot sleep; on a single processor nobody would
  * answer then, and it gets what was last seen.
@@ -116,11 +122,13 @@ static int softcard_config_read(struct pci_bus *bus, unsigned int devfn, int whe
 	bool answered;
 	u32 found;
 
+	PCI_SET_ERROR_RESPONSE(value);
+	if (softcard_is_beyond(where, size))
+		return PCIBIOS_BAD_REGISTER_NUMBER;
 	if (pci_is_root_bus(bus) && !devfn) {
 		*value = softcard_port_read(softcard_of_bus(bus), where, size);
 		return PCIBIOS_SUCCESSFUL;
 	}
-	PCI_SET_ERROR_RESPONSE(value);
 	if (!function || READ_ONCE(function->card->dead))
 		return PCIBIOS_DEVICE_NOT_FOUND;
 	op.function = function->number;
@@ -144,6 +152,8 @@ static int softcard_config_write(struct pci_bus *bus, unsigned int devfn, int wh
 		.value = value,
 	};
 
+	if (softcard_is_beyond(where, size))
+		return PCIBIOS_BAD_REGISTER_NUMBER;
 	if (pci_is_root_bus(bus) && !devfn) {
 		if (softcard_port_write(softcard_of_bus(bus), where, size, value))
 			softcard_hot_reset(softcard_of_bus(bus));

@@ -34,6 +34,12 @@ def test_no_call_does_harm_and_a_good_card_works_afterwards(
     assert inside("printer", modules("examples/printer_driver")).stdout
 
 
+def test_a_capability_that_reaches_over_the_end_of_the_configuration_space_does_not(
+    inside: Inside,
+) -> None:
+    assert inside("beyond").stdout == "0 accesses beyond the end\n"
+
+
 def test_error_messages_of_hostile_cards_do_no_harm(
     boot_machine: BootMachine, lengths: Lengths
 ) -> None:
