@@ -421,8 +421,8 @@ void softcard_pci_add(struct softcard *card)
 	pci_bus_assign_resources(host->bus);
 	pci_unlock_rescan_remove();
 	/*
-	 * pciehp wants this lock while it holds one of its own, which it takes when it is bound, too: so
-	 * the port is added without it.
+	 * pciehp wants this lock while it holds one of its own, which it takes when it is bound,
+	 * too: so the port is added without it.
 	 */
 	port = pci_get_slot(host->bus, 0);
 	if (port)
