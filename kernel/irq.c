@@ -154,6 +154,7 @@ static void softcard_irq_nothing(struct irq_data *data)
 
 /* MSI and MSI-X. */
 
+/* NULL where a card's configuration space tells of more vectors than the kernel was told of. */
 static struct softcard_vector *softcard_vector_of(struct softcard *card, irq_hw_number_t hwirq)
 {
 	unsigned int number = hwirq >> FUNCTION_SHIFT, index = hwirq & INDEX_MASK;
@@ -162,7 +163,9 @@ static struct softcard_vector *softcard_vector_of(struct softcard *card, irq_hw_
 	if (number == PORT)
 		return &card->port.vector;
 	function = card->function[number];
-	return hwirq & IS_MSIX ? &function->msix[index] : &function->msi[index];
+	if (hwirq & IS_MSIX)
+		return index < function->info.msix_vectors ? &function->msix[index] : NULL;
+	return index < function->info.msi_vectors ? &function->msi[index] : NULL;
 }
 
 static irq_hw_number_t softcard_hwirq(struct msi_desc *desc)
@@ -211,6 +214,8 @@ static int softcard_msi_alloc(struct irq_domain *domain, unsigned int virq, unsi
 	irq_hw_number_t hwirq = softcard_hwirq(info->desc);
 	unsigned int i;
 
+	if (!softcard_vector_of(domain->host_data, hwirq + count - 1))
+		return -ENOSPC;
 	for (i = 0; i < count; i++) {
 		struct softcard_vector *vector = softcard_vector_of(domain->host_data, hwirq + i);
 
@@ -265,6 +270,8 @@ static int softcard_msi_init(struct irq_domain *domain, struct msi_domain_info *
 {
 	struct softcard_vector *vector = softcard_vector_of(info->data, hwirq);
 
+	if (!vector)
+		return -ENOSPC;
 	irq_domain_set_info(domain, virq, hwirq, info->chip, vector, handle_edge_irq, NULL, "edge");
 	WRITE_ONCE(vector->virq, virq);
 	return 0;

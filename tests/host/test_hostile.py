@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.host.conftest import LIMIT, ROOT, BootMachine, Inside, Lengths, Modules
 from tests.host.programs import compiled
 
@@ -38,6 +39,14 @@ def test_a_capability_that_reaches_over_the_end_of_the_configuration_space_does_
     inside: Inside,
 ) -> None:
     assert inside("beyond").stdout == "0 accesses beyond the end\n"
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_vectors_that_the_module_does_not_know_of_are_refused(
+    inside: Inside, modules: Modules, told: int
+) -> None:
+    said = inside("vectors", modules("tests/uml/modules/softcard_probe"), str(told)).stdout
+    assert said == f"msix {told or 'none'}\nmsi none\n"
 
 
 def test_error_messages_of_hostile_cards_do_no_harm(

@@ -36,6 +36,7 @@ run(Printer)
 MESSAGE = "/sys/bus/pci/devices/1????:*/message"
 NO_CARD = 'test -z "$(lspci -D | grep -v ^0000:)"'
 
+NETWORK = "tls://127.0.0.1:4711"
 PATIENCE = 60.0
 
 Softcard = Callable[..., Result]
@@ -159,13 +160,20 @@ def test_a_shell_has_the_card_and_its_exit_status_is_ours(guest: QemuGuest) -> N
     assert run.process.wait(LIMIT) == 5
 
 
+@pytest.mark.parametrize("way", ["vfio-user", "tls"])
 def test_a_card_of_another_process_is_pulled_and_plugged_in_again_with_it(
-    guest: QemuGuest,
+    guest: QemuGuest, softcard: Softcard, way: str
 ) -> None:
-    serve = [*SOFTCARD, "serve", "nvme", "--size", "64M", "--listen", "/tmp/socket"]
+    listen, card = ["/tmp/socket"], ["vfio-user:/tmp/socket"]
+    if way == "tls":
+        softcard("certificates", "/tmp/keys", "127.0.0.1")
+        guest.sh("ip link set lo up")
+        listen = [NETWORK, "--tls", "/tmp/keys/server"]
+        card = [NETWORK, "--tls", "/tmp/keys/client"]
+    serve = [*SOFTCARD, "serve", "nvme", "--size", "64M", "--listen", *listen]
     first = Running(guest, serve)
     first.wait_for("waits")
-    run = Running(guest, [*SOFTCARD, "run", "vfio-user:/tmp/socket", "--bus", "host"])
+    run = Running(guest, [*SOFTCARD, "run", *card, "--bus", "host"])
     run.wait_for("until Ctrl-C")
     guest.wait_for_path("/dev/nvme0n1")
     first.end(signal.SIGKILL)

@@ -4,6 +4,7 @@ python -m tests.host.inside.leaks before|after
 """
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,9 @@ KEPT = Path("/tmp/leaks.json")
 REFERENCES = Path("/sys/module/softcard/refcnt")
 # Caches of the kernel grow, too; what thousands of cards leak is more.
 SLACK_KB = 8192
-NEW_LEAKS = "unreferenced object"
+NEW_LEAK = "unreferenced object"
+# pci_scan_device() forgets the name of a device whose header is of no type that it knows.
+LEAK_OF_LINUX = re.compile(r"dev_set_name\+.*\n\s*pci_setup_device\+")
 
 
 def kmemleak() -> Path | None:
@@ -90,7 +93,8 @@ def after() -> None:
         # What was just freed may still be seen in a register; the second scan is sure.
         file.write_text("scan")
         file.write_text("scan")
-        assert NEW_LEAKS not in (found := file.read_text()), found
+        leaks = file.read_text().split(NEW_LEAK)[1:]
+        assert not (ours := [leak for leak in leaks if not LEAK_OF_LINUX.search(leak)]), ours
 
 
 {"before": before, "after": after}[sys.argv[1]]()
