@@ -1,5 +1,6 @@
 """The kernel that finds what goes wrong in the module, by KASAN, lockdep and others; see
-`debug.config`. It is built once, from the source of the embedded kernel, and kept.
+`debug.config` and `debug.patch`. It is built once, from the source of the embedded kernel, and
+kept.
 
     python -m tests.host.debug_kernel
 """
@@ -22,6 +23,7 @@ from softcard.guest.kernel.tree import keep_build_tree
 from softcard.guest.qemu import StockKernel
 
 CONFIG = Path(__file__).with_name("debug.config")
+PATCH = Path(__file__).with_name("debug.patch")
 IMAGE, BUILD = "vmlinux", "build"
 # What building a module runs besides the kernel's scripts.
 OBJTOOL = Path("tools/objtool/objtool")
@@ -36,7 +38,8 @@ def debug_kernel(progress: Progress) -> StockKernel:
         KernelError: it cannot be built; says why.
     """
     source = source_from(None)
-    digest = hashlib.sha256(CONFIG.read_bytes() + source.identity.encode()).hexdigest()
+    given = CONFIG.read_bytes() + PATCH.read_bytes() + source.identity.encode()
+    digest = hashlib.sha256(given).hexdigest()
     folder = cache_folder("debug-kernel")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / digest[:DIGEST_LENGTH]
@@ -66,6 +69,7 @@ class _Build:
         sources.mkdir(parents=True, exist_ok=True)
         self._log.write_bytes(b"")
         self._source.unpack(self._tree, sources, lambda step, share: self._progress(step, 0.0))
+        self._run("patch", "--strip=1", "--batch", "--forward", f"--input={PATCH}")
         self._configure()
         jobs = len(os.sched_getaffinity(0))
         self._make(f"--jobs={jobs}", IMAGE, "modules", line=self._compiled)
@@ -99,8 +103,11 @@ class _Build:
         link.symlink_to(self._target / BUILD)
 
     def _make(self, *arguments: str, line: Callable[[str], None] = lambda text: None) -> None:
+        self._run(*MAKE, *arguments, line=line)
+
+    def _run(self, *command: str, line: Callable[[str], None] = lambda text: None) -> None:
         with self._log.open("a") as log:
-            status, tail = run_logged([*MAKE, *arguments], self._tree, log.write, line)
+            status, tail = run_logged(command, self._tree, log.write, line)
         if status:
             raise KernelError(
                 f"the debug kernel cannot be built: {first_error(tail)}; the whole log is in "

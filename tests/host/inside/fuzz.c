@@ -38,11 +38,13 @@ struct worker {
 	uint64_t random;
 	unsigned long calls;
 	unsigned long ended[ERRNOS];	/* by errno; 0 where the call was taken */
+	void *kept;			/* what was mapped last, or NULL */
+	size_t kept_size;
 };
 
 static struct card cards[CARDS];
 static struct worker workers[THREADS];
-static int device;
+static int device, scratch;
 static unsigned long calls_each;
 static bool sends_errors;
 static _Atomic bool finished;
@@ -157,8 +159,8 @@ static void create(struct worker *worker, struct card *card)
 		if (card->ring == MAP_FAILED)
 			err(1, "the ring of a new card");
 		card->tail = 0;
-		card->manner = below(random, MANNERS);
-		card->patience = one_in(random, 3) ? below(random, 300) : ~0U;
+		card->manner = one_in(random, 2) ? RIGHT : below(random, MANNERS);
+		card->patience = one_in(random, 6) ? below(random, 300) : ~0U;
 		card->vandalism = one_in(random, 6) ? 1 + below(random, 100) : 0;
 		card->fd = fd;
 	} else if (fd >= 0) {
@@ -277,7 +279,12 @@ static void inject(struct worker *worker, int fd)
 	close(event);
 }
 
-static void dma(struct worker *worker, int fd)
+static uint64_t known_address(uint64_t *random, const struct card *card)
+{
+	return card->known[below(random, KNOWN)] + (one_in(random, 4) ? below(random, 8192) : 0);
+}
+
+static void dma(struct worker *worker, const struct card *card, int fd)
 {
 	uint64_t *random = &worker->random;
 	struct softcard_segment segments[4];
@@ -287,7 +294,7 @@ static void dma(struct worker *worker, int fd)
 
 	for (unsigned int i = 0; i < 4; i++)
 		segments[i] = (struct softcard_segment) {
-			.address = one_in(random, 2) ? 4096 * below(random, 64) : boundary(random),
+			.address = one_in(random, 4) ? boundary(random) : known_address(random, card),
 			.memory = (uintptr_t)memory + below(random, MEMORY / 2),
 			.length = one_in(random, 8) ? boundary(random) : 1 + below(random, 8192),
 			.flags = below(random, 2),
@@ -299,7 +306,14 @@ static void dma(struct worker *worker, int fd)
 	call(worker, fd, SOFTCARD_DMA, &request, sizeof(request));
 }
 
-static void map(struct worker *worker, int fd)
+/* By the kernel, to which it is an error where memory has gone, and no signal. */
+static void touch(struct worker *worker, void *at)
+{
+	counted(worker, write(scratch, at, sizeof(uint64_t)));
+	counted(worker, read(scratch, at, sizeof(uint64_t)));
+}
+
+static void map(struct worker *worker, const struct card *card, int fd)
 {
 	static const int protections[] = {
 		PROT_NONE, PROT_READ, PROT_WRITE, PROT_READ | PROT_WRITE,
@@ -311,16 +325,23 @@ static void map(struct worker *worker, int fd)
 	int protection = protections[below(random, 6)];
 	void *at;
 
+	if (worker->kept) {
+		touch(worker, worker->kept);
+		counted(worker, munmap(worker->kept, worker->kept_size));
+		worker->kept = NULL;
+	}
 	if (one_in(random, 8))
 		offset = boundary(random) & ~4095ULL;
-	if (one_in(random, 3))
-		offset = SOFTCARD_MAP_COHERENT(below(random, 3), 4096 * (off_t)below(random, 64));
+	if (one_in(random, 2)) {
+		offset = SOFTCARD_MAP_COHERENT(one_in(random, 4) ? below(random, 3) : 0,
+					       known_address(random, card) & ~4095ULL);
+		size = 4096 * (1 + below(random, 4));
+	}
 	at = mmap(NULL, size, protection, one_in(random, 2) ? MAP_SHARED : MAP_PRIVATE, fd, offset);
 	counted(worker, at == MAP_FAILED ? -1 : 0);
 	if (at == MAP_FAILED)
 		return;
-	if (protection & PROT_READ)
-		*(volatile uint8_t *)at;
+	touch(worker, at);
 	if (one_in(random, 2))
 		counted(worker, mprotect(at, 4096, protections[below(random, 6)]));
 	if (one_in(random, 4))
@@ -330,7 +351,8 @@ static void map(struct worker *worker, int fd)
 		counted(worker, munmap((uint8_t *)at + 4096, size - 4096));
 		size = 4096;
 	}
-	munmap(at, size);
+	worker->kept = at;
+	worker->kept_size = size;
 }
 
 static void look(struct worker *worker, int fd)
@@ -359,8 +381,8 @@ static void fork_and_call(struct worker *worker, struct card *card, int fd)
 		for (int i = 0; i < 50; i++) {
 			add_range(&mine, fd);
 			interrupt(&mine, fd);
-			dma(&mine, fd);
-			map(&mine, fd);
+			dma(&mine, card, fd);
+			map(&mine, card, fd);
 		}
 		/* Its descriptors may be the last ones. */
 		_exit(0);
@@ -422,7 +444,7 @@ static void step(struct worker *worker)
 	case 5 ... 9:
 		return look(worker, fd);
 	case 10 ... 19:
-		return map(worker, fd);
+		return map(worker, card, fd);
 	case 20 ... 29:
 		return inject(worker, fd);
 	case 30 ... 99:
@@ -432,7 +454,7 @@ static void step(struct worker *worker)
 	case 160 ... 219:
 		return interrupt(worker, fd);
 	case 220 ... 299:
-		return dma(worker, fd);
+		return dma(worker, card, fd);
 	default:
 		return noise(worker, fd);
 	}
@@ -482,6 +504,9 @@ int main(int argc, char **argv)
 	device = open("/dev/softcard", O_RDWR | O_CLOEXEC);
 	if (device < 0)
 		err(1, "/dev/softcard");
+	scratch = eventfd(0, EFD_NONBLOCK);
+	if (scratch < 0)
+		err(1, "an eventfd");
 	memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	constant = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	edge = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

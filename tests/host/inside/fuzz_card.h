@@ -18,6 +18,7 @@
 #define MSIX		0x70
 #define EXPRESS		0x80
 #define EXTENDED	0x100
+#define KNOWN		8
 
 /* What the configuration space is like. */
 enum manner { RIGHT, DAMAGED, RANDOM, FICKLE, LOOPING, MANNERS };
@@ -30,6 +31,8 @@ struct card {
 	enum manner manner;
 	unsigned int patience;		/* answers that are left until it falls silent */
 	unsigned int vandalism;		/* one answer in so many writes nonsense into the ring */
+	uint64_t known[KNOWN];		/* bus addresses that the driver has told last */
+	unsigned int learnt;
 	uint8_t config[SOFTCARD_FUNCTIONS][CONFIG];
 	uint8_t writable[SOFTCARD_FUNCTIONS][CONFIG];
 };
@@ -188,6 +191,15 @@ static void vandalize(struct card *card, uint64_t *random)
 	}
 }
 
+/* The driver tells of its memory by its first register, and the kernel of what is coherent. */
+static void learn(struct card *card, const struct softcard_op *op)
+{
+	if (op->code == SOFTCARD_OP_DMA_ADDED)
+		card->known[card->learnt++ % KNOWN] = op->offset;
+	else if (op->code == SOFTCARD_OP_WRITE && !op->offset)
+		card->known[card->learnt++ % KNOWN] = op->value;
+}
+
 /* Serves what is in the ring; the caller holds the lock. Returns whether there was anything. */
 static bool serve(struct card *card, uint64_t *random)
 {
@@ -202,6 +214,7 @@ static bool serve(struct card *card, uint64_t *random)
 				 config_access(card, random, &op);
 
 		any = true;
+		learn(card, &op);
 		if (reads && card->patience) {
 			card->patience--;
 			answer->value = value;
