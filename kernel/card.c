@@ -25,6 +25,10 @@
 #define RESCUE_NS			100000
 /* A program's store and load are not ordered: a wake-up may be missed, and is then made up for. */
 #define NAP				msecs_to_jiffies(4)
+/* How long a process that ends waits. */
+#define LAST_WAIT			(5 * HZ)
+/* Any user may read a configuration space, with interrupts off and a lock that is everybody's. */
+#define CONFIG_PATIENCE_NS		(50 * NSEC_PER_MSEC)
 
 static_assert(sizeof(struct softcard_op) == 32);
 static_assert(offsetof(struct softcard_ring, ops) == 4096);
@@ -120,6 +124,7 @@ static void softcard_die_work(struct work_struct *work)
 	struct softcard *card = container_of(work, struct softcard, die_work);
 
 	softcard_coherent_cut_off(card);
+	softcard_dma_settle(card);
 	softcard_port_link_down(card);
 	softcard_put(card);
 }
@@ -319,6 +324,23 @@ void softcard_kill(struct softcard *card, const char *why)
 	softcard_remove(card);
 }
 
+/**
+ * softcard_kill_all - surprise removal of every card
+ * @why: for the log
+ *
+ * Returns when drivers have let go.
+ */
+void softcard_kill_all(const char *why)
+{
+	struct softcard *card;
+
+	rcu_read_lock();
+	list_for_each_entry_rcu(card, &softcard_list, node)
+		softcard_kill(card, why);
+	rcu_read_unlock();
+	flush_workqueue(softcard_wq);
+}
+
 /* The ring. */
 
 static void softcard_notify(struct softcard *card)
@@ -363,6 +385,19 @@ static int softcard_try_post(struct softcard *card, const struct softcard_op *op
 	return err;
 }
 
+/*
+ * Whoever ends may be the one that the card waits for, and its descriptors are not closed before:
+ * so nobody waits for ever then.
+ */
+static void softcard_wait_no_longer(struct softcard *card, unsigned long *ending)
+{
+	if (!fatal_signal_pending(current) && !(current->flags & PF_EXITING))
+		return;
+	*ending = *ending ?: jiffies | 1;
+	if (time_after(jiffies, *ending + LAST_WAIT))
+		softcard_kill(card, "a process that ends has waited for its program");
+}
+
 /**
  * softcard_post - put an entry into the ring; waits for room
  * @card: the card
@@ -374,6 +409,7 @@ static int softcard_try_post(struct softcard *card, const struct softcard_op *op
 int softcard_post(struct softcard *card, const struct softcard_op *op)
 {
 	u64 patience = (u64)card->atomic_timeout_us * NSEC_PER_USEC * WRITE_PATIENCE;
+	unsigned long ending = 0;
 	u64 start = 0, waited;
 	bool rescue = false;
 	int err;
@@ -382,6 +418,7 @@ int softcard_post(struct softcard *card, const struct softcard_op *op)
 		if (softcard_may_sleep()) {
 			/* Not "uninterruptible": a stopped program is no hung task. */
 			schedule_timeout_idle(1);
+			softcard_wait_no_longer(card, &ending);
 			continue;
 		}
 		start = start ?: ktime_get_mono_fast_ns();
@@ -429,10 +466,9 @@ static bool softcard_spin(struct softcard *card, u64 *sequence, u64 wanted)
 }
 
 /* Whoever cannot sleep sees to it that the card's program does not wait for this processor. */
-static bool softcard_spin_atomic(struct softcard *card, u64 *sequence, u64 wanted)
+static bool softcard_spin_atomic(struct softcard *card, u64 *sequence, u64 wanted, u64 limit)
 {
 	u64 start = ktime_get_mono_fast_ns(), now = start;
-	u64 limit = (u64)card->atomic_timeout_us * NSEC_PER_USEC;
 	bool answered, rescue = false;
 
 	softcard_vector_reads();
@@ -456,6 +492,7 @@ static bool softcard_sleep(struct softcard *card, struct softcard_slot *slot,
 {
 	unsigned long end = jiffies + msecs_to_jiffies(card->read_timeout_ms);
 	u64 wanted = slot->sequence;
+	unsigned long ending = 0;
 	DEFINE_WAIT(wait);
 	bool found;
 
@@ -471,6 +508,7 @@ static bool softcard_sleep(struct softcard *card, struct softcard_slot *slot,
 		if (card->read_timeout_ms && time_after(jiffies, end))
 			break;
 		schedule_timeout(NAP);
+		softcard_wait_no_longer(card, &ending);
 	}
 	finish_wait(&slot->wait, &wait);
 	WRITE_ONCE(answer->sleeper, 0);
@@ -488,9 +526,11 @@ static bool softcard_sleep(struct softcard *card, struct softcard_slot *slot,
 u64 softcard_ask(struct softcard *card, struct softcard_op *op, bool *answered)
 {
 	bool sleeps = softcard_may_sleep();
+	u64 limit = (u64)card->atomic_timeout_us * NSEC_PER_USEC;
 	u64 value = softcard_all_ones(op->size);
 	struct softcard_answer *answer;
 	struct softcard_slot *slot;
+	unsigned long ending = 0;
 	int number;
 
 	*answered = false;
@@ -501,6 +541,7 @@ u64 softcard_ask(struct softcard *card, struct softcard_op *op, bool *answered)
 		if (READ_ONCE(card->dead) || !sleeps)
 			return value;
 		schedule_timeout_idle(1);
+		softcard_wait_no_longer(card, &ending);
 	}
 	slot = &card->slots[number];
 	answer = &card->ring->answers[number];
@@ -509,8 +550,10 @@ u64 softcard_ask(struct softcard *card, struct softcard_op *op, bool *answered)
 	op->value = slot->sequence;
 	if (softcard_post(card, op))
 		goto out;
+	if (op->code == SOFTCARD_OP_CONFIG_READ)
+		limit = min_t(u64, limit, CONFIG_PATIENCE_NS);
 	if (!sleeps)
-		*answered = softcard_spin_atomic(card, &answer->sequence, slot->sequence);
+		*answered = softcard_spin_atomic(card, &answer->sequence, slot->sequence, limit);
 	else
 		*answered = (num_online_cpus() > 1 &&
 			     softcard_spin(card, &answer->sequence, slot->sequence)) ||

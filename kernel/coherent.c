@@ -53,13 +53,16 @@ static vm_fault_t softcard_coherent_fault(struct vm_fault *vmf)
 	u64 number = place / SOFTCARD_MAP_FUNCTION - 1;
 	vm_fault_t result = VM_FAULT_NOPAGE;
 	struct page *page = NULL;
+	int err;
 
 	down_read(&card->cut_off);
 	if (!READ_ONCE(card->dead))
 		page = softcard_coherent_page(card->function[number]->dma,
 					      place & (SOFTCARD_MAP_FUNCTION - 1));
 	if (page) {
-		if (vm_insert_page(vmf->vma, vmf->address & PAGE_MASK, page))
+		err = vm_insert_page(vmf->vma, vmf->address & PAGE_MASK, page);
+		/* Another thread may have been quicker. */
+		if (err && err != -EBUSY)
 			result = VM_FAULT_SIGBUS;
 		put_page(page);
 	} else {

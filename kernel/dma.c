@@ -429,6 +429,18 @@ void softcard_dma_attach(struct softcard_function *function, struct pci_dev *pde
 	set_dma_ops(&pdev->dev, &softcard_dma_ops);
 }
 
+/* The card is dead: what it still moves has been moved when this returns. */
+void softcard_dma_settle(struct softcard *card)
+{
+	unsigned long flags;
+	unsigned int i;
+
+	for (i = 0; i < card->function_count; i++) {
+		write_lock_irqsave(&card->function[i]->dma->lock, flags);
+		write_unlock_irqrestore(&card->function[i]->dma->lock, flags);
+	}
+}
+
 /* What a driver has left mapped is its fault, and mapped no more. */
 void softcard_dma_detach(struct softcard_function *function)
 {

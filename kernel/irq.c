@@ -121,17 +121,24 @@ void softcard_vector_signal(struct softcard_vector *vector)
 	irq_work_queue(&vector->work);
 }
 
+/*
+ * An inter-processor interrupt that was sent has been taken when all have answered: the second
+ * time, since a processor answers those who wait before it sees to the others.
+ */
+static void softcard_irq_wait(void)
+{
+	synchronize_rcu();
+	kick_all_cpus_sync();
+	kick_all_cpus_sync();
+}
+
 static void softcard_vector_stop(struct softcard_vector *vector)
 {
 	WRITE_ONCE(vector->virq, 0);
+	/* What is on its way finds no number any more, and comes to nothing by itself. */
+	softcard_irq_wait();
+	flush_work(&vector->worker);
 	irq_work_sync(&vector->work);
-	/* An inter-processor interrupt that was sent has been taken when all have answered. */
-	synchronize_rcu();
-	kick_all_cpus_sync();
-	/* A handler that was called once more may have left the rest to the worker. */
-	cancel_work_sync(&vector->worker);
-	irq_work_sync(&vector->work);
-	atomic_long_set(&vector->count, 0);
 }
 
 static int softcard_irq_set_affinity(struct irq_data *data, const struct cpumask *mask, bool force)
@@ -474,8 +481,7 @@ void softcard_irq_settle(struct softcard *card)
 	unsigned int i, j;
 
 	flush_workqueue(softcard_irq_wq);
-	synchronize_rcu();
-	kick_all_cpus_sync();
+	softcard_irq_wait();
 	irq_work_sync(&card->port.vector.work);
 	for (i = 0; i < card->function_count; i++) {
 		struct softcard_function *function = card->function[i];

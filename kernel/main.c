@@ -27,11 +27,16 @@ static int __init softcard_init(void)
 	err = softcard_map_init();
 	if (err)
 		goto exit_trap;
-	err = softcard_user_init();
+	err = softcard_power_init();
 	if (err)
 		goto exit_map;
+	err = softcard_user_init();
+	if (err)
+		goto exit_power;
 	return 0;
 
+exit_power:
+	softcard_power_exit();
 exit_map:
 	softcard_map_exit();
 exit_trap:
@@ -48,6 +53,7 @@ exit_card:
 static void __exit softcard_exit(void)
 {
 	softcard_user_exit();
+	softcard_power_exit();
 	softcard_map_exit();
 	softcard_trap_exit();
 	softcard_pci_exit();

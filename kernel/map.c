@@ -10,6 +10,7 @@
 #include <linux/fs.h>
 #include <linux/kprobes.h>
 #include <linux/magic.h>
+#include <linux/memremap.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/ptrace.h>
@@ -46,17 +47,18 @@ static bool softcard_insert_memory(struct vm_fault *vmf)
 	struct softcard_function *function;
 	struct page *page;
 	unsigned int bar;
-	bool there;
 	u64 offset;
+	int err;
 
 	function = softcard_get_bar(softcard_mapped(vmf->vma, address), &bar, &offset);
 	if (!function)
 		return false;
 	page = softcard_bar_page(function, bar, offset);
-	/* Not every page may be mapped: a program's private memory may not. */
-	there = page && !vm_insert_page(vmf->vma, address, page);
+	/* Not every page may be mapped: a program's private one may not, nor part of a huge one. */
+	err = page && !PageHuge(page) ? vm_insert_page(vmf->vma, address, page) : -EINVAL;
 	softcard_put(function->card);
-	return there;
+	/* Another thread may have been quicker. */
+	return !err || err == -EBUSY;
 }
 
 static bool softcard_user_text(unsigned long ip, u8 *text)
@@ -146,6 +148,8 @@ static int softcard_remap(struct vm_area_struct *vma, unsigned long address, uns
 #else
 	vma->vm_flags |= flags;
 #endif
+	/* It is memory that is put there, and not a device. */
+	vma->vm_page_prot = vm_get_page_prot(vma->vm_flags);
 	vma->vm_pgoff = pfn - ((address - vma->vm_start) >> PAGE_SHIFT);
 	if (file_inode(vma->vm_file)->i_sb->s_magic == SYSFS_MAGIC) {
 		vma->vm_ops = &softcard_sysfs_vm_ops;
@@ -169,16 +173,48 @@ static struct kprobe softcard_remap_probe = {
 	.pre_handler = softcard_remap_entered,
 };
 
+/* A BAR has no pages that drivers could give to others, as nvme does with a controller's memory. */
+static void *softcard_no_pages(struct dev_pagemap *map, int node)
+{
+	return ERR_PTR(-EOPNOTSUPP);
+}
+
+static int softcard_pages_entered(struct kprobe *probe, struct pt_regs *regs)
+{
+	const struct dev_pagemap *map = (const struct dev_pagemap *)regs->di;
+
+	if (!softcard_owns(map->range.start))
+		return 0;
+	regs->ip = (unsigned long)softcard_no_pages;
+	return 1;
+}
+
+static struct kprobe softcard_pages_probe = {
+	.symbol_name = "memremap_pages",
+	.pre_handler = softcard_pages_entered,
+};
+
 int softcard_map_init(void)
 {
 	int err = register_kprobe(&softcard_remap_probe);
 
-	if (err)
+	if (err) {
 		pr_err("softcard: remap_pfn_range() cannot be probed\n");
+		return err;
+	}
+	if (IS_ENABLED(CONFIG_ZONE_DEVICE)) {
+		err = register_kprobe(&softcard_pages_probe);
+		if (err) {
+			pr_err("softcard: memremap_pages() cannot be probed\n");
+			unregister_kprobe(&softcard_remap_probe);
+		}
+	}
 	return err;
 }
 
 void softcard_map_exit(void)
 {
+	if (IS_ENABLED(CONFIG_ZONE_DEVICE))
+		unregister_kprobe(&softcard_pages_probe);
 	unregister_kprobe(&softcard_remap_probe);
 }

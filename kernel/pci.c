@@ -13,8 +13,11 @@
 
 #include "softcard.h"
 
-/* Domains of firmware and of VMD are 16 bits. */
-#define FIRST_DOMAIN		0x10000
+/*
+ * Firmware's domains have 16 bits, and VMD's begin behind them. IOMMU drivers look at the lower 16
+ * bits alone, which must not be those of a device that is there.
+ */
+#define FIRST_DOMAIN		0x1ff00
 #define CARD_BUS		1
 /* So low that BARs of 32 bits fit, and not 0, which PCI software takes for "not assigned". */
 #define LOW_WINDOW		0x80000000ULL
@@ -180,6 +183,36 @@ static int softcard_map_irq(const struct pci_dev *pdev, u8 slot, u8 pin)
 	return function ? softcard_intx_virq(function) : 0;
 }
 
+/*
+ * What a card says in its configuration space need not be what its program told the module, and
+ * Linux would believe that, be it that a BAR is where other devices are.
+ */
+static void softcard_confine(struct softcard_function *function, struct pci_dev *pdev)
+{
+	const struct softcard_function_info *info = &function->info;
+	unsigned int i;
+
+	for (i = 0; i < PCI_BRIDGE_RESOURCES; i++) {
+		struct resource *res = &pdev->resource[i];
+		bool known = i == PCI_ROM_RESOURCE;
+
+		if (i < SOFTCARD_BARS)
+			known = resource_size(res) == info->bar_size[i];
+		if (!res->flags || (known && res->flags & IORESOURCE_MEM &&
+				    !(res->flags & IORESOURCE_PCI_FIXED)))
+			continue;
+		pci_warn(pdev, "softcard: resource %u is ignored: the module was not told of it\n",
+			 i);
+		res->start = 0;
+		res->end = 0;
+		res->flags = 0;
+	}
+	if (pdev->msix_cap != info->msix_capability)
+		pdev->msix_cap = 0;
+	if (pdev->msi_cap != info->msi_capability)
+		pdev->msi_cap = 0;
+}
+
 /* Devices as they come and go, by whatever way: DMA and INTx have to be there before a driver. */
 
 static int softcard_device_changed(struct notifier_block *block, unsigned long action, void *data)
@@ -199,6 +232,7 @@ static int softcard_device_changed(struct notifier_block *block, unsigned long a
 			pci_warn(pdev, "softcard: vfio-pci needs an IOMMU, which this bus does not have yet: map the BARs through resourceN\n");
 		break;
 	case BUS_NOTIFY_ADD_DEVICE:
+		softcard_confine(function, pdev);
 		softcard_dma_attach(function, pdev);
 		/* Keeps ACPI from looking for a wire; pci_assign_irq() asks the card itself. */
 		pdev->pin = 0;

@@ -17,6 +17,8 @@
 
 #define AT_ONCE		16
 #define PAUSE_US	50
+/* A program whose threads come back again and again is not worth it. */
+#define MOST		64
 
 /**
  * struct softcard_move - a thread that was sent away
@@ -103,13 +105,14 @@ static void softcard_rescue_work(struct work_struct *work)
 	struct softcard *card = container_of(work, struct softcard, rescue_work);
 	int cpu = READ_ONCE(card->rescue_cpu);
 	struct task_struct *found[AT_ONCE];
-	unsigned int i, count;
+	unsigned int i, count, moved = 0;
 	LIST_HEAD(moves);
 
 	while (READ_ONCE(card->rescue_wanted)) {
 		count = softcard_waiting_threads(card, cpu, found);
 		for (i = 0; i < count; i++) {
-			softcard_send_away(found[i], cpu, &moves);
+			if (moved++ < MOST)
+				softcard_send_away(found[i], cpu, &moves);
 			put_task_struct(found[i]);
 		}
 		usleep_range(PAUSE_US, 2 * PAUSE_US);

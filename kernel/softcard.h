@@ -254,6 +254,7 @@ void softcard_get(struct softcard *card);
 bool softcard_tryget(struct softcard *card);
 void softcard_put(struct softcard *card);
 void softcard_kill(struct softcard *card, const char *why);
+void softcard_kill_all(const char *why);
 int softcard_plug(struct softcard *card, struct softcard_plug *plug);
 int softcard_unplug(struct softcard *card);
 int softcard_post(struct softcard *card, const struct softcard_op *op);
@@ -348,6 +349,7 @@ int softcard_dma_set_function(struct softcard_function *function);
 void softcard_dma_free_function(struct softcard_function *function);
 void softcard_dma_attach(struct softcard_function *function, struct pci_dev *pdev);
 void softcard_dma_detach(struct softcard_function *function);
+void softcard_dma_settle(struct softcard *card);
 struct softcard_mapping *softcard_dma_find(struct softcard_dma_space *space, u64 address);
 
 /* transfer.c */
@@ -367,6 +369,10 @@ void softcard_trap_exit(void);
 /* map.c */
 int softcard_map_init(void);
 void softcard_map_exit(void);
+
+/* power.c */
+int softcard_power_init(void);
+void softcard_power_exit(void);
 
 /* user.c */
 int softcard_user_init(void);

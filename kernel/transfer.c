@@ -81,6 +81,7 @@ fault:
 
 /**
  * struct softcard_access - what is left of a segment
+ * @card: whose
  * @space: bus addresses of the function
  * @address: bus address
  * @memory: the program's end
@@ -88,6 +89,7 @@ fault:
  * @write: to the driver's memory
  */
 struct softcard_access {
+	const struct softcard *card;
 	struct softcard_dma_space *space;
 	u64 address;
 	void __user *memory;
@@ -125,7 +127,7 @@ static size_t softcard_copy(const struct softcard_access *access, void *at, size
 
 /*
  * Moves at most @most bytes between the driver's memory, which the lock keeps mapped, and @bounce,
- * or the program's memory where that is NULL. Returns how many, or -EPERM.
+ * or the program's memory where that is NULL. Returns how many, -EPERM, or -ENXIO for a dead card.
  */
 static long softcard_move(const struct softcard_access *access, void *bounce, size_t most)
 {
@@ -136,6 +138,10 @@ static long softcard_move(const struct softcard_access *access, void *bounce, si
 	u64 offset;
 
 	read_lock_irqsave(&space->lock, flags);
+	if (READ_ONCE(access->card->dead)) {
+		moved = -ENXIO;
+		goto out;
+	}
 	mapping = softcard_dma_find(space, access->address);
 	if (!mapping || access->address < mapping->address ||
 	    mapping->direction == (access->write ? DMA_TO_DEVICE : DMA_FROM_DEVICE))
@@ -199,6 +205,7 @@ int softcard_dma_transfer(struct softcard_function *function, u64 address, void 
 			  size_t length, bool write)
 {
 	struct softcard_access access = {
+		.card = function->card,
 		.space = function->dma,
 		.address = address,
 		.memory = memory,
@@ -220,8 +227,6 @@ int softcard_dma_transfer(struct softcard_function *function, u64 address, void 
 		access.length -= moved;
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		if (READ_ONCE(function->card->dead))
-			return -ENXIO;
 		cond_resched();
 	}
 	return 0;

@@ -52,6 +52,7 @@ static bool softcard_info_is_valid(const struct softcard_function_info *info)
 		u64 pba = BITS_TO_LONGS(info->msix_vectors) * sizeof(long);
 
 		if (info->msix_vectors > SOFTCARD_VECTORS ||
+		    info->msix_capability < PCI_STD_HEADER_SIZEOF ||
 		    info->msix_capability > SOFTCARD_CONFIG_SIZE - 12 ||
 		    info->msix_table_offset % 8 || info->msix_pba_offset % 8 ||
 		    !softcard_bar_has(info, info->msix_table_bar, info->msix_table_offset, table) ||

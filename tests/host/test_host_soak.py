@@ -27,7 +27,7 @@ def test_disks_come_and_go_on_one_processor(boot_machine: BootMachine, lengths: 
     print(run_inside(guest, "leaks", "after").stdout)
 
 
-@pytest.mark.parametrize("how", ["resumed", "killed", "probing"])
+@pytest.mark.parametrize("how", ["resumed", "killed", "probing", "looked"])
 def test_a_card_that_falls_silent_holds_nobody_up(
     inside: Inside, modules: Modules, how: str
 ) -> None:

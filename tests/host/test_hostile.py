@@ -53,6 +53,21 @@ def test_vectors_that_the_module_does_not_know_of_are_refused(
     assert said == f"msix {told or 'none'}\nmsi none\n"
 
 
+def test_tables_and_bars_are_where_the_module_was_told(inside: Inside) -> None:
+    assert inside("lying").stdout == (
+        "Capabilities: [84] MSI-X: Enable+ Count=9 Masked-\n"
+        "Vector table: BAR=0 offset=00002000\n"
+        "PBA: BAR=0 offset=00003000\n"
+    )
+
+
+@pytest.mark.parametrize("how", ["killed", "asleep"])
+def test_no_card_is_waited_for_when_its_program_cannot_answer_any_more(
+    inside: Inside, how: str
+) -> None:
+    inside("ending", how)
+
+
 def test_error_messages_of_hostile_cards_do_no_harm(
     boot_machine: BootMachine, lengths: Lengths
 ) -> None:

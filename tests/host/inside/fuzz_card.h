@@ -140,9 +140,10 @@ static inline void make_config(struct card *card, uint64_t *random, unsigned int
 	case LOOPING:
 		for (i = 0x40; i < 0x100; i += 4)
 			put(config, i, 2, (0x40 + 4 * below(random, 48)) << 8 | below(random, 0x16));
+		/* Not SR-IOV: for the last BAR of its functions Linux reads beyond what it has read. */
 		for (i = EXTENDED; i < CONFIG; i += 4)
 			put(config, i, 4, (EXTENDED + 4 * below(random, 960)) << 20 | 1 << 16 |
-			    below(random, 0x30));
+			    below(random, PCI_EXT_CAP_ID_SRIOV));
 		break;
 	default:
 		break;

@@ -27,11 +27,11 @@ from softcard.bus.host import HostBus
 from softcard.cards.nvme import Nvme
 from softcard.model.options import Size
 
-CARD = Path("/sys/bus/pci/devices/10000:01:00.0")
+CARD = Path("/sys/bus/pci/devices/1ff00:01:00.0")
 DRIVER = Path("/sys/bus/pci/drivers/nvme")
 DISK = Path("/dev/nvme0n1")
 STATISTICS = Path("/sys/block/nvme0n1/stat")
-PORT = Path("/sys/bus/pci/devices/10000:00:00.0")
+PORT = Path("/sys/bus/pci/devices/1ff00:00:00.0")
 # Documentation/block/stat.rst
 WRITES = 4
 

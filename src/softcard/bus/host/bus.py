@@ -84,7 +84,7 @@ class HostSlot:
 
     @property
     def address(self) -> str:
-        """The PCI address of function 0, such as `10000:01:00.0`."""
+        """The PCI address of function 0, such as `1ff00:01:00.0`."""
         return f"{self._server.domain:04x}:{uapi.CARD_BUS:02x}:00.0"
 
     @property
