@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 DEBUGFS = Path("/sys/kernel/debug")
-TIMEOUT = 60.0
+# Linux lets go of a disk that goes while it is looked at for the first time after 60 s.
+TIMEOUT = 100.0
 
 
 def sh(script: str) -> str:
