@@ -13,8 +13,8 @@ from softcard.model.card import Card
 from softcard.pcie.capabilities.aer import ErrorMessage
 
 SLOTS = 64
-# A disk whose driver waits for requests is let go when these time out: after 60 s, where it has only
-# just begun.
+# A disk whose driver waits for requests is let go when these time out: after 60 s, where it has
+# only just begun.
 TIMEOUT = 90.0
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 
