@@ -137,45 +137,14 @@ void softcard_irq_config_write(struct softcard_function *function, unsigned int 
 	raw_spin_unlock_irqrestore(&function->irq_lock, flags);
 }
 
-/* Replaces those bits of @mask of the register at @at that a read of @size bytes is about. */
-static u32 softcard_replace(u32 value, unsigned int offset, unsigned int size, unsigned int at,
-			    u32 bits, u32 mask)
-{
-	unsigned int i;
-
-	for (i = 0; i < size; i++) {
-		unsigned int from = 8 * (offset + i - at), to = 8 * i;
-
-		if (offset + i < at || offset + i >= at + 4)
-			continue;
-		value &= ~((mask >> from & 0xff) << to);
-		value |= ((bits & mask) >> from & 0xff) << to;
-	}
-	return value;
-}
-
+/* A driver sees which messages wait. */
 u32 softcard_irq_config_read(struct softcard_function *function, unsigned int offset,
 			     unsigned int size, u32 value)
 {
 	const struct softcard_function_info *info = &function->info;
-	unsigned int pending = info->msi_mask + 4, msix = info->msix_capability;
+	unsigned int pending = info->msi_mask + 4;
 
-	/* Linux looks for the other half of the last BAR, too. */
-	value = softcard_replace(value, offset, size, PCI_BASE_ADDRESS_5, 0,
-				 PCI_BASE_ADDRESS_MEM_TYPE_64);
-	/* And it would write a table to wherever the card says that it is. */
-	if (info->msix_vectors) {
-		value = softcard_replace(value, offset, size, msix,
-					 (u32)(info->msix_vectors - 1) << 16,
-					 PCI_MSIX_FLAGS_QSIZE << 16);
-		value = softcard_replace(value, offset, size, msix + PCI_MSIX_TABLE,
-					 info->msix_table_offset | info->msix_table_bar, ~0U);
-		value = softcard_replace(value, offset, size, msix + PCI_MSIX_PBA,
-					 info->msix_pba_offset | info->msix_pba_bar, ~0U);
-	}
-
-	if (function->info.msi_vectors && function->info.msi_mask && offset >= pending &&
-	    offset < pending + 4)
+	if (info->msi_vectors && info->msi_mask && offset >= pending && offset < pending + 4)
 		return READ_ONCE(function->msi_pending) >> (8 * (offset - pending)) &
 		       (u32)softcard_all_ones(size);
 	return value;

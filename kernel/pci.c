@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The card on the bus: a host bridge of its own, in a PCI domain of its own, with windows that have
- * no memory behind them, and a root port. Configuration accesses go to the card; what the kernel
- * has to know of them (interrupts, resets, whether BARs answer) is looked at on the way.
+ * no memory behind them, and a root port.
  */
 #include <linux/idr.h>
 #include <linux/ioport.h>
@@ -66,41 +65,14 @@ struct softcard_function *softcard_function_of_pci(struct pci_dev *pdev)
 	return softcard_function_at(pdev->bus, pdev->devfn);
 }
 
-/* What the kernel keeps of a function is as after a reset. */
-static void softcard_reset(struct softcard_function *function)
-{
-	WRITE_ONCE(function->memory_enabled, false);
-	WRITE_ONCE(function->awake, true);
-	softcard_irq_reset(function);
-}
-
 static void softcard_hot_reset(struct softcard *card)
 {
 	struct softcard_op op = { .code = SOFTCARD_OP_HOT_RESET };
 	unsigned int i;
 
 	for (i = 0; i < card->function_count; i++)
-		softcard_reset(card->function[i]);
+		softcard_function_reset(card->function[i]);
 	softcard_post(card, &op);
-}
-
-/* What a driver's write changes in what the kernel answers by itself. */
-static void softcard_watch_config(struct softcard_function *function, unsigned int where,
-				  unsigned int size, u32 value)
-{
-	const struct softcard_function_info *info = &function->info;
-	unsigned int power = info->power_capability + PCI_PM_CTRL;
-	unsigned int control = info->express_capability + PCI_EXP_DEVCTL + 1;
-
-	if (softcard_covers(where, size, PCI_COMMAND))
-		WRITE_ONCE(function->memory_enabled,
-			   value >> (8 * (PCI_COMMAND - where)) & PCI_COMMAND_MEMORY);
-	if (info->power_capability && softcard_covers(where, size, power))
-		WRITE_ONCE(function->awake,
-			   !(value >> (8 * (power - where)) & PCI_PM_CTRL_STATE_MASK));
-	if (info->express_capability && softcard_covers(where, size, control) &&
-	    value >> (8 * (control - where)) & PCI_EXP_DEVCTL_BCR_FLR >> 8)
-		softcard_reset(function);
 }
 
 /* Linux follows capabilities where they lead to: the last one of a card may reach over the end. */
@@ -109,21 +81,10 @@ static bool softcard_is_beyond(int where, int size)
 	return where < 0 || where + size > SOFTCARD_CONFIG_SIZE;
 }
 
-/*
- * Who holds pci_lock, as readers in sysfs do, cannot sleep; on a single processor nobody would
- * answer then, and it gets what was last seen.
- */
 static int softcard_config_read(struct pci_bus *bus, unsigned int devfn, int where, int size,
 				u32 *value)
 {
 	struct softcard_function *function = softcard_function_at(bus, devfn);
-	struct softcard_op op = {
-		.code = SOFTCARD_OP_CONFIG_READ,
-		.size = size,
-		.offset = where,
-	};
-	bool answered;
-	u32 found;
 
 	PCI_SET_ERROR_RESPONSE(value);
 	if (softcard_is_beyond(where, size))
@@ -134,13 +95,7 @@ static int softcard_config_read(struct pci_bus *bus, unsigned int devfn, int whe
 	}
 	if (!function || READ_ONCE(function->card->dead))
 		return PCIBIOS_DEVICE_NOT_FOUND;
-	op.function = function->number;
-	found = softcard_ask(function->card, &op, &answered);
-	if (answered)
-		memcpy(function->config + where, &found, size);
-	else if (!READ_ONCE(function->card->dead))
-		memcpy(&found, function->config + where, size);
-	*value = softcard_irq_config_read(function, where, size, found);
+	*value = softcard_function_read(function, where, size);
 	return PCIBIOS_SUCCESSFUL;
 }
 
@@ -148,12 +103,6 @@ static int softcard_config_write(struct pci_bus *bus, unsigned int devfn, int wh
 				 u32 value)
 {
 	struct softcard_function *function = softcard_function_at(bus, devfn);
-	struct softcard_op op = {
-		.code = SOFTCARD_OP_CONFIG_WRITE,
-		.size = size,
-		.offset = where,
-		.value = value,
-	};
 
 	if (softcard_is_beyond(where, size))
 		return PCIBIOS_BAD_REGISTER_NUMBER;
@@ -164,10 +113,7 @@ static int softcard_config_write(struct pci_bus *bus, unsigned int devfn, int wh
 	}
 	if (!function)
 		return PCIBIOS_DEVICE_NOT_FOUND;
-	op.function = function->number;
-	softcard_watch_config(function, where, size, value);
-	softcard_irq_config_write(function, where, size, value);
-	softcard_post(function->card, &op);
+	softcard_function_write(function, where, size, value);
 	return PCIBIOS_SUCCESSFUL;
 }
 
@@ -393,7 +339,7 @@ int softcard_pci_prepare(struct softcard *card, struct softcard_plug *plug)
 		.flags = IORESOURCE_BUS,
 	};
 	for (i = 0; i < card->function_count; i++)
-		softcard_reset(card->function[i]);
+		softcard_function_reset(card->function[i]);
 	softcard_port_init(card, card->domain - FIRST_DOMAIN + 1, plug->link_speed ?: 1,
 			   plug->link_width ?: 1);
 	plug->domain = card->domain;

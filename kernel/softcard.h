@@ -4,7 +4,9 @@
  *
  * card.c	a card's life, and its ring
  * rescue.c	keeps the card's program off processors that wait for it
- * pci.c	host bridge, configuration space, windows
+ * power.c	suspend, hibernation and reboot
+ * pci.c	host bridge, its root bus, windows
+ * config.c	configuration space
  * port.c	the root port in front of a card
  * bar.c	accesses to BARs
  * irq.c	Linux interrupts: MSI-X, MSI and INTx
@@ -331,6 +333,13 @@ void softcard_irq_exit(void);
 void softcard_intx_update(struct softcard_function *function);
 void softcard_irq_free_function(struct softcard_function *function);
 int softcard_intx_virq(struct softcard_function *function);
+
+/* config.c */
+void softcard_function_reset(struct softcard_function *function);
+u32 softcard_function_read(struct softcard_function *function, unsigned int where,
+			   unsigned int size);
+void softcard_function_write(struct softcard_function *function, unsigned int where,
+			     unsigned int size, u32 value);
 
 /* mask.c */
 int softcard_interrupt(struct softcard_function *function, unsigned int kind, unsigned int vector);
