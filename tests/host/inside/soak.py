@@ -8,12 +8,15 @@ unplugged	orderly, under load
 stopped		the server is stopped, goes on, and is killed while it is stopped again
 unbound		the driver is unbound while the card is pulled
 unloaded	the driver is unloaded while the card is pulled
+
+A card that goes while nvme first talks to it takes Linux a minute, which is nvme's admin_timeout.
 """
 
 import multiprocessing
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -163,7 +166,9 @@ count, seed = int(sys.argv[1]), int(sys.argv[2])
 random.seed(seed)
 sh("modprobe nvme")
 done: dict[str, int] = {}
+lasted: list[float] = []
 for number in range(count):
+    began = time.monotonic()
     way = WAYS[number % len(WAYS)]
     cycle = Cycle()
     try:
@@ -173,4 +178,9 @@ for number in range(count):
         print(f"cycle {number}: {way.__name__}", flush=True)
         raise
     done[way.__name__] = done.get(way.__name__, 0) + 1
+    lasted.append(time.monotonic() - began)
 print(count, "cycles:", ", ".join(f"{number} {name}" for name, number in done.items()))
+print(
+    f"half of them took {statistics.median(lasted):.1f} s or less, the longest {max(lasted):.0f} s,"
+    f" and {sum(seconds > 30 for seconds in lasted)} more than 30 s"
+)
