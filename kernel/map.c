@@ -168,9 +168,15 @@ static int softcard_remap_entered(struct kprobe *probe, struct pt_regs *regs)
 	return 1;
 }
 
+/* A probe that has something to do afterwards is never made a mere jump, which would return. */
+static void softcard_stay(struct kprobe *probe, struct pt_regs *regs, unsigned long flags)
+{
+}
+
 static struct kprobe softcard_remap_probe = {
 	.symbol_name = "remap_pfn_range",
 	.pre_handler = softcard_remap_entered,
+	.post_handler = softcard_stay,
 };
 
 /* A BAR has no pages that drivers could give to others, as nvme does with a controller's memory. */
@@ -192,6 +198,7 @@ static int softcard_pages_entered(struct kprobe *probe, struct pt_regs *regs)
 static struct kprobe softcard_pages_probe = {
 	.symbol_name = "memremap_pages",
 	.pre_handler = softcard_pages_entered,
+	.post_handler = softcard_stay,
 };
 
 int softcard_map_init(void)
