@@ -515,6 +515,16 @@ static bool softcard_sleep(struct softcard *card, struct softcard_slot *slot,
 	return found;
 }
 
+static void softcard_tell_timeout(const struct softcard *card, const struct softcard_op *op)
+{
+	if (op->code == SOFTCARD_OP_CONFIG_READ)
+		pr_warn_ratelimited("softcard %x: completion timeout: function %u, configuration space + %#llx\n",
+				    card->domain, op->function, op->offset);
+	else
+		pr_warn_ratelimited("softcard %x: completion timeout: function %u, BAR %u + %#llx\n",
+				    card->domain, op->function, op->bar, op->offset);
+}
+
 /**
  * softcard_ask - put a read into the ring, behind all that came before, and wait for its answer
  * @card: the card
@@ -561,8 +571,7 @@ u64 softcard_ask(struct softcard *card, struct softcard_op *op, bool *answered)
 	if (*answered)
 		value &= READ_ONCE(answer->value);
 	else if (!READ_ONCE(card->dead))
-		pr_warn_ratelimited("softcard %x: completion timeout: function %u, BAR %u + %#llx\n",
-				    card->domain, op->function, op->bar, op->offset);
+		softcard_tell_timeout(card, op);
 out:
 	/* The slot is free when nothing of it is used any more. */
 	smp_mb__before_atomic();

@@ -43,8 +43,10 @@ void softcard_rescue_set_program(struct softcard *card)
 	before = card->program;
 	WRITE_ONCE(card->program, get_pid(task_tgid(current)));
 	mutex_unlock(&card->lock);
-	synchronize_rcu();
-	put_pid(before);
+	if (before) {
+		synchronize_rcu();
+		put_pid(before);
+	}
 }
 
 static unsigned int softcard_waiting_threads(struct softcard *card, unsigned int cpu,

@@ -181,16 +181,22 @@ static int softcard_plug_user(struct softcard *card, void __user *arg)
 	return copy_to_user(arg, &plug, sizeof(plug)) ? -EFAULT : 0;
 }
 
-static int softcard_arm(struct softcard *card)
+/* Whether there is anything in the ring; if not, the next entry wakes. */
+static bool softcard_listen(struct softcard *card)
 {
-	softcard_rescue_set_program(card);
 	WRITE_ONCE(card->armed, true);
 	/* Pairs with the barrier of softcard_notify(). */
 	smp_mb();
 	if (READ_ONCE(card->head) == READ_ONCE(card->ring->tail))
-		return 0;
+		return false;
 	WRITE_ONCE(card->armed, false);
-	return 1;
+	return true;
+}
+
+static int softcard_arm(struct softcard *card)
+{
+	softcard_rescue_set_program(card);
+	return softcard_listen(card);
 }
 
 static int softcard_wake(struct softcard *card, unsigned long slot)
@@ -482,7 +488,8 @@ static __poll_t softcard_card_poll(struct file *file, poll_table *table)
 	__poll_t found = 0;
 
 	poll_wait(file, &card->poll, table);
-	if (READ_ONCE(card->head) != READ_ONCE(card->ring->tail))
+	/* What wakes may have been served already, and the program goes on sleeping: it listens. */
+	if (softcard_listen(card))
 		found |= EPOLLIN;
 	if (READ_ONCE(card->state) == SOFTCARD_GONE)
 		found |= EPOLLIN | EPOLLHUP;
