@@ -27,7 +27,7 @@ MEMORY = 1 << 30
 PROCESSORS = 2
 # Without it, as on most machines, page tables have four levels.
 FOUR_LEVELS, FIVE_LEVELS = "max,la57=off", "max"
-LIMIT = 300.0
+LIMIT = 600.0
 
 Modules = Callable[[str], str]
 

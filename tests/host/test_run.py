@@ -168,6 +168,8 @@ def test_a_card_of_another_process_is_pulled_and_plugged_in_again_with_it(
 ) -> None:
     listen, card = ["/tmp/socket"], ["vfio-user:/tmp/socket"]
     if way == "tls":
+        if guest.run(["test", "-e", "/proc/sys/net/ipv4"], check=False).status:
+            pytest.skip("this kernel has no network")
         softcard("certificates", "/tmp/keys", "127.0.0.1")
         guest.sh("ip link set lo up")
         listen = [NETWORK, "--tls", "/tmp/keys/server"]
