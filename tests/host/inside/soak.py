@@ -12,7 +12,6 @@ unloaded	the driver is unloaded while the card is pulled
 
 import multiprocessing
 import os
-import platform
 import random
 import signal
 import statistics
@@ -36,10 +35,6 @@ PORTS, DISKS = "1ff*:00:00.0", "nvme*n1"
 PARAMETERS = Path("/sys/module/nvme_core/parameters")
 TIMEOUTS = ("admin_timeout", "io_timeout")
 SECONDS = "15"
-# Before that, nvme may wait for ever for writes of a disk that goes while it lets go of it: it puts
-# off a time-out of what is "offline" (nvme_timeout()), and nobody else ends the request.
-ENDS_WRITES = (6, 12)
-LINUX = tuple(map(int, platform.release().split(".")[:2]))
 # Documentation/block/stat.rst
 WRITES = 4
 
@@ -107,21 +102,20 @@ class Cycle:
         wait_until(lambda: int((disk / "stat").read_text().split()[WRITES]) > 0)
 
     def load_for_driver(self) -> None:
-        """Write, as far as the driver can be made to let go then."""
+        """Write, and have it written: nvme may wait for ever for writes on their way otherwise.
+
+        It puts off a time-out of what is "offline" (nvme_timeout()), and while it lets go of a disk
+        nobody else ends the request.
+        """
         self.load()
-        if LINUX < ENDS_WRITES:
-            self.stop_writer()
-            os.sync()
+        assert self.writer is not None
+        self.writer.kill()
+        self.writer.join(TIMEOUT)
+        os.sync()
 
     def disks(self) -> list[Path]:
         """What Linux knows of the disk, once it does."""
         return list(self.device.glob(f"nvme/*/{DISKS}"))
-
-    def stop_writer(self) -> None:
-        """It writes no more."""
-        assert self.writer is not None
-        self.writer.kill()
-        self.writer.join(TIMEOUT)
 
     def close(self) -> None:
         """Nothing of the disk is left."""
