@@ -70,7 +70,7 @@ def test_a_disk_whose_server_is_killed_under_load_is_gone(guest: QemuGuest, turn
 
 
 def test_a_program_is_woken_after_it_was_woken_for_nothing(inside: Inside) -> None:
-    inside("woken")
+    assert inside("woken").stdout == "woken\n"
 
 
 def test_what_is_malformed_is_refused(inside: Inside) -> None:

@@ -10,8 +10,10 @@ unbound		the driver is unbound while the card is pulled
 unloaded	the driver is unloaded while the card is pulled
 """
 
+import mmap
 import multiprocessing
 import os
+import platform
 import random
 import signal
 import statistics
@@ -35,6 +37,9 @@ PORTS, DISKS = "1ff*:00:00.0", "nvme*n1"
 PARAMETERS = Path("/sys/module/nvme_core/parameters")
 TIMEOUTS = ("admin_timeout", "io_timeout")
 SECONDS = "15"
+# Before that, nvme ends no writes of a disk that goes while it lets go of it.
+ENDS_WRITES = (6, 12)
+LINUX = tuple(map(int, platform.release().split(".")[:2]))
 # Documentation/block/stat.rst
 WRITES = 4
 
@@ -57,15 +62,17 @@ def serve(end: Connection, other: Connection) -> None:
             end.send("done")
 
 
-def write(disk: Path) -> None:
-    """Writes until it cannot any more."""
-    block = os.urandom(1 << 16)
-    fd = os.open(disk, os.O_WRONLY)
+def write(disk: Path, *, direct: bool) -> None:
+    """Writes until it cannot any more, through Linux's cache and with flushes unless `direct`."""
+    block = mmap.mmap(-1, 1 << 16)
+    block.write(os.urandom(len(block)))
+    fd = os.open(disk, os.O_WRONLY | (os.O_DIRECT if direct else 0))
     try:
         while True:
             for at in range(0, 16 << 20, len(block)):
                 os.pwrite(fd, block, at)
-            os.fsync(fd)
+            if not direct:
+                os.fsync(fd)
     except OSError:
         pass
 
@@ -92,47 +99,46 @@ class Cycle:
         self.end.send(what)
         assert self.hear() == "done"
 
-    def load(self) -> None:
+    def load(self, *, direct: bool = False) -> None:
         """Write, and return when something has been written."""
         self.device = Path(self.hear())
         wait_until(lambda: any(self.disks()))
         [disk] = self.disks()
-        self.writer = fork.Process(target=write, args=(Path("/dev") / disk.name,))
+        self.writer = fork.Process(
+            target=write, args=(Path("/dev") / disk.name,), kwargs={"direct": direct}
+        )
         self.writer.start()
         wait_until(lambda: int((disk / "stat").read_text().split()[WRITES]) > 0)
 
     def load_for_driver(self) -> None:
-        """Write, and have it written: nvme may wait for ever for writes on their way otherwise.
-
-        It puts off a time-out of what is "offline" (nvme_timeout()), and while it lets go of a disk
-        nobody else ends the request.
-        """
-        self.load()
-        assert self.writer is not None
-        self.writer.kill()
-        self.writer.join(TIMEOUT)
-        os.sync()
+        """Write only what nvme ends when the disk goes while it lets go of it; see docs/host.md."""
+        self.load(direct=True)
+        if LINUX < ENDS_WRITES:
+            assert self.writer is not None
+            self.writer.kill()
+            self.writer.join(TIMEOUT)
 
     def disks(self) -> list[Path]:
         """What Linux knows of the disk, once it does."""
         return list(self.device.glob(f"nvme/*/{DISKS}"))
 
+    def processes(self) -> list[ForkProcess]:
+        """The server, and who writes."""
+        return [self.server] if self.writer is None else [self.server, self.writer]
+
     def close(self) -> None:
         """Nothing of the disk is left."""
         self.end.close()
-        for process in (self.server, self.writer):
-            if process is not None:
-                process.join(TIMEOUT)
-                assert process.exitcode is not None, f"{process.name} does not end"
-                process.close()
-        wait_until(lambda: not list(DEVICES.glob(PORTS)))
-        wait_until(lambda: not list(Path("/dev").glob(DISKS)))
+        for process in self.processes():
+            process.join(TIMEOUT)
+            assert process.exitcode is not None, f"{process.name} does not end"
+        wait_until(lambda: not any(DEVICES.glob(PORTS)))
+        wait_until(lambda: not any(Path("/dev").glob(DISKS)))
 
     def kill(self) -> None:
         """After a failure, which is not to wait for it."""
-        for process in (self.server, self.writer):
-            if process is not None:
-                process.kill()
+        for process in self.processes():
+            process.kill()
 
 
 def pulled(cycle: Cycle) -> None:

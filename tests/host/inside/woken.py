@@ -1,6 +1,5 @@
 """A card's program sleeps again after what woke it was served, and is woken by what comes next."""
 
-import os
 import select
 import threading
 from pathlib import Path
@@ -11,16 +10,13 @@ from softcard.bus.host import HostBus
 from softcard.cards.edu import Edu
 
 
-def read(config: str) -> None:
+def read(config: Path) -> None:
     """A configuration read."""
-    fd = os.open(config, os.O_RDONLY)
-    try:
-        os.pread(fd, 4, 0)
-    finally:
-        os.close(fd)
+    with config.open("rb", buffering=0) as file:
+        file.read(4)
 
 
-def read_when_asleep(config: str, thread: int) -> None:
+def read_when_asleep(config: Path, thread: int) -> None:
     """A configuration read once the thread sleeps in epoll."""
     wait_until(lambda: "epoll_wait" in Path(f"/proc/self/task/{thread}/stack").read_text())
     read(config)
@@ -29,7 +25,7 @@ def read_when_asleep(config: str, thread: int) -> None:
 with HostBus() as bus:
     slot = bus.plug(Edu())
     server = slot._server
-    ring, config = server._ring, f"{slot.sysfs}/config"
+    ring, config = server._ring, Path(slot.sysfs, "config")
     woken: list[bool] = []
     done = threading.Event()
 
@@ -57,3 +53,4 @@ with HostBus() as bus:
     assert done.wait(3 * TIMEOUT)
     assert woken == [True]
     slot.unplug()
+print("woken")
