@@ -488,7 +488,7 @@ static __poll_t softcard_card_poll(struct file *file, poll_table *table)
 	__poll_t found = 0;
 
 	poll_wait(file, &card->poll, table);
-	/* What wakes may have been served already, and the program goes on sleeping: it listens. */
+	/* Woken for what it had served already, a program sleeps on, and has to be woken again. */
 	if (softcard_listen(card))
 		found |= EPOLLIN;
 	if (READ_ONCE(card->state) == SOFTCARD_GONE)

@@ -329,7 +329,10 @@ struct softcard_dma {
 #define SOFTCARD_UNPLUG		_IO(SOFTCARD_IOC, 0x13)
 /* Surprise removal: nothing is answered any more. */
 #define SOFTCARD_PULL		_IO(SOFTCARD_IOC, 0x14)
-/* From now on, poll tells of entries in the ring; returns 1 where there is one already. */
+/*
+ * From now on, poll wakes for an entry in the ring, as it does where it has found none itself;
+ * returns 1 where there is one already.
+ */
 #define SOFTCARD_ARM		_IO(SOFTCARD_IOC, 0x15)
 /* Wakes who sleeps over the answer in this slot. */
 #define SOFTCARD_WAKE		_IO(SOFTCARD_IOC, 0x16)
