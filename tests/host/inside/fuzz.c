@@ -29,6 +29,12 @@
 #define THREADS		16
 #define ERRNOS		256
 #define MEMORY		(64UL << 12)
+/*
+ * Where the memory for ranges and DMA is: far from all else, since addresses near it are asked for
+ * too, and the module reads and writes there what the program may.
+ */
+#define ALONE		((void *)0x100000000000)
+#define SEGMENTS	4
 #define READ_TIMEOUT_MS	20
 /* Enumerating a card takes as long as tens of thousands of refusals. */
 #define PLUG_ONE_IN	8000
@@ -36,6 +42,7 @@
 struct worker {
 	pthread_t thread;
 	uint64_t random;
+	struct softcard_segment *segments;
 	unsigned long calls;
 	unsigned long ended[ERRNOS];	/* by errno; 0 where the call was taken */
 	void *kept;			/* what was mapped last, or NULL */
@@ -287,12 +294,12 @@ static uint64_t known_address(uint64_t *random, const struct card *card)
 static void dma(struct worker *worker, const struct card *card, int fd)
 {
 	uint64_t *random = &worker->random;
-	struct softcard_segment segments[4];
+	struct softcard_segment *segments = worker->segments;
 	struct softcard_dma request = {
-		.count = 1 + below(random, 4), .segments = (uintptr_t)segments,
+		.count = 1 + below(random, SEGMENTS), .segments = (uintptr_t)segments,
 	};
 
-	for (unsigned int i = 0; i < 4; i++)
+	for (unsigned int i = 0; i < SEGMENTS; i++)
 		segments[i] = (struct softcard_segment) {
 			.address = one_in(random, 4) ? boundary(random) : known_address(random, card),
 			.memory = (uintptr_t)memory + below(random, MEMORY / 2),
@@ -300,7 +307,7 @@ static void dma(struct worker *worker, const struct card *card, int fd)
 			.flags = below(random, 2),
 		};
 	if (one_in(random, 3))
-		mutate(random, segments, sizeof(segments));
+		mutate(random, segments, SEGMENTS * sizeof(*segments));
 	if (one_in(random, 3))
 		mutate(random, &request, sizeof(request));
 	call(worker, fd, SOFTCARD_DMA, &request, sizeof(request));
@@ -376,7 +383,7 @@ static void fork_and_call(struct worker *worker, struct card *card, int fd)
 	pid_t child = fork();
 
 	if (!child) {
-		struct worker mine = { .random = worker->random };
+		struct worker mine = { .random = worker->random, .segments = worker->segments };
 
 		for (int i = 0; i < 50; i++) {
 			add_range(&mine, fd);
@@ -507,7 +514,8 @@ int main(int argc, char **argv)
 	scratch = eventfd(0, EFD_NONBLOCK);
 	if (scratch < 0)
 		err(1, "an eventfd");
-	memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memory = mmap(ALONE, MEMORY + 4096 * count, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 	constant = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	edge = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (memory == MAP_FAILED || constant == MAP_FAILED || edge == MAP_FAILED)
@@ -522,6 +530,7 @@ int main(int argc, char **argv)
 	pthread_create(&server, NULL, serve_all, &server_random);
 	for (i = 0; i < count; i++) {
 		workers[i].random = (seed + i + 1) * 0xda942042e4dd58b5ULL | 1;
+		workers[i].segments = (void *)(memory + MEMORY + 4096 * i);
 		pthread_create(&workers[i].thread, NULL, work, &workers[i]);
 	}
 	for (i = 0; i < count; i++) {
