@@ -44,7 +44,8 @@ def test_no_write_of_a_burst_is_lost_or_overtaken(
     inside: Inside, modules: Modules, lengths: Lengths
 ) -> None:
     writes = lengths.writes
-    said = inside("burst", modules("tests/host/modules/softcard_burst"), str(writes)).stdout
+    driver = modules("tests/host/modules/softcard_burst")
+    said = inside("burst", driver, str(writes), timeout=LIMIT + writes / 1000).stdout
     print(said)
     assert f"burst {writes} 0\n" in said
     assert f"atomic {writes} 0\n" in said
